@@ -1,0 +1,5 @@
+//go:build !race
+
+package probeset
+
+const raceEnabled = false

@@ -1,0 +1,5 @@
+//go:build race
+
+package quiesce
+
+const racing = true
