@@ -1,0 +1,275 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/time/rate"
+
+	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
+	"github.com/mpirun-vft/vft/ckpt"
+	"github.com/mpirun-vft/vft/ckpt/object"
+)
+
+// fetchPart makes sure that the node holds a whole copy of a part, reading at
+// most so many bytes per second from other nodes if there is a limit, and
+// returns how many bytes came. The error has the code data_loss when all who
+// should have it answered that they have not.
+func (s *Sidecar) fetchPart(ctx context.Context, id ckpt.PartID, src *vftv1.PartSource, bandwidth int64) (int64, error) {
+	from := s.holders(src, bandwidth)
+	_, moved, err := s.parts.Fetch(ctx, id, src.GetManifest(), from)
+	if err != nil {
+		return moved.Bytes, from.explain(ctx, id, err)
+	}
+	return moved.Bytes, nil
+}
+
+// verifyPart reads every byte of a part and takes what is damaged from others.
+func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) (*vftv1.VerifyPartResponse, error) {
+	if req.GetBoot() != nil || req.GetLevel() != levelLocal {
+		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("only a node's own copy can be verified"))
+	}
+	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetPart().GetEpoch(), Guest: int(req.GetPart().GetGuest())}
+	from := s.holders(req.GetPart(), 0)
+	_, moved, err := s.parts.Verify(ctx, id, req.GetPart().GetManifest(), from)
+	if err != nil {
+		return nil, from.explain(ctx, id, err)
+	}
+	if moved.Objects > 0 {
+		// What is damaged is passed over only until the store is opened again; a
+		// collection rewrites the packs that it is in.
+		s.collectSoon()
+	}
+	return &vftv1.VerifyPartResponse{Bytes: moved.Read, Repaired: moved.Bytes}, nil
+}
+
+// holders are the other nodes that have a copy of a part, as a source of it:
+// what one does not give is asked for at the next one.
+type holders struct {
+	s     *Sidecar
+	nodes []*vftv1.Member
+	own   bool // this node is said to have one, too
+	limit *rate.Limiter
+
+	patience time.Duration // with one node for one answer; 0: until the context ends
+}
+
+func (s *Sidecar) holders(src *vftv1.PartSource, bandwidth int64) *holders {
+	h := &holders{s: s, limit: rate.NewLimiter(rate.Inf, 0)}
+	if bandwidth > 0 {
+		h.limit = rate.NewLimiter(rate.Limit(bandwidth), object.MaxSize)
+	}
+	for _, m := range src.GetNodes() {
+		if m.GetNode() == s.cfg.Node.GetId() {
+			h.own = true
+			continue
+		}
+		h.nodes = append(h.nodes, m)
+	}
+	return h
+}
+
+// noHolder says that no node gave what was asked for.
+type noHolder struct {
+	errs []error // one of each that was asked
+	lost bool    // all answered, and asking again would not help
+}
+
+// Error says what the nodes said.
+func (e *noHolder) Error() string {
+	if len(e.errs) == 0 {
+		return "no other node should have one"
+	}
+	return errors.Join(e.errs...).Error()
+}
+
+// Unwrap returns what the nodes said.
+func (e *noHolder) Unwrap() []error { return e.errs }
+
+// try asks one node after the other until one answers well. An error of ask
+// that is not the node's ends it.
+func (h *holders) try(ctx context.Context, ask func(ctx context.Context, address string) error, local *error) error {
+	failed := &noHolder{lost: true}
+	if h.own {
+		failed.errs = append(failed.errs, fmt.Errorf("%s: not here any more", h.s.cfg.Node.GetId()))
+	}
+	for _, m := range h.nodes {
+		one, cancel := h.bound(ctx)
+		err := ask(one, m.GetAddress())
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case *local != nil:
+			return *local
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		failed.lost = failed.lost && lost(err)
+		failed.errs = append(failed.errs, fmt.Errorf("%s: %w", m.GetNode(), err))
+	}
+	return failed
+}
+
+// bound bounds what is asked of one node.
+func (h *holders) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if h.patience > 0 {
+		return context.WithTimeout(ctx, h.patience)
+	}
+	return context.WithCancel(ctx)
+}
+
+// lost says that asking the same node again would not help.
+func lost(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeNotFound, connect.CodeDataLoss:
+		return true
+	default:
+		return errors.Is(err, ckpt.ErrTransfer)
+	}
+}
+
+// Manifest implements ckpt.Source.
+func (h *holders) Manifest(ctx context.Context, id ckpt.PartID, digest string) (raw []byte, err error) {
+	var local error
+	err = h.try(ctx, func(ctx context.Context, address string) error {
+		resp, err := h.s.cfg.Peer(address).GetManifest(ctx, connect.NewRequest(&vftv1.GetManifestRequest{
+			Job: id.Job, Epoch: id.Epoch, Guest: uint32(id.Guest), Manifest: digest,
+		}))
+		if err != nil {
+			return err
+		}
+		raw = resp.Msg.GetManifest()
+		if got := ckpt.Digest(raw); got != digest {
+			return fmt.Errorf("%w: it sent manifest %s", ckpt.ErrTransfer, got)
+		}
+		return nil
+	}, &local)
+	return raw, err
+}
+
+// Objects implements ckpt.Source.
+func (h *holders) Objects(ctx context.Context, kind object.Kind, ids []object.ID, got func(object.Extent) error) error {
+	missing := make(map[object.ID]bool, len(ids))
+	for _, id := range ids {
+		missing[id] = true
+	}
+	var local error // of got, and not the node's fault
+	return h.try(ctx, func(ctx context.Context, address string) error {
+		want := make([]byte, 0, len(missing)*len(object.ID{}))
+		for _, id := range ids { // in order: neighbours are stored together
+			if missing[id] {
+				want = append(want, id[:]...)
+			}
+		}
+		stream, err := h.s.cfg.Peer(address).GetObjects(ctx, connect.NewRequest(&vftv1.GetObjectsRequest{Kind: uint32(kind), Ids: want}))
+		if err != nil {
+			return err
+		}
+		defer stream.Close() //nolint:errcheck // Receive reports what matters
+		for stream.Receive() {
+			e, err := extentOf(kind, stream.Msg())
+			if err != nil {
+				return err
+			}
+			if err := h.limit.WaitN(ctx, len(e.Stored)); err != nil {
+				return err
+			}
+			if err := got(e); err != nil {
+				if !errors.Is(err, ckpt.ErrTransfer) {
+					local = err
+				}
+				return err
+			}
+			for _, id := range e.IDs {
+				delete(missing, id)
+			}
+		}
+		if err := stream.Err(); err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("%w: %d objects were not sent", ckpt.ErrTransfer, len(missing))
+		}
+		return nil
+	}, &local)
+}
+
+// extentOf reads an extent from a message. The limits of the format hold.
+func extentOf(kind object.Kind, m *vftv1.GetObjectsResponse) (object.Extent, error) {
+	ids, err := objectIDs(m.GetIds())
+	if err != nil {
+		return object.Extent{}, fmt.Errorf("%w: %w", ckpt.ErrTransfer, err)
+	}
+	e := object.Extent{
+		Kind: kind, IDs: ids, Lengths: m.GetLengths(), Length: int(m.GetLength()),
+		Compressed: m.GetCompressed(), Stored: m.GetStored(),
+	}
+	if err := e.Check(); err != nil {
+		return e, fmt.Errorf("%w: %w", ckpt.ErrTransfer, err)
+	}
+	return e, nil
+}
+
+// objectIDs takes ids that stand one after the other apart.
+func objectIDs(b []byte) ([]object.ID, error) {
+	const size = len(object.ID{})
+	if len(b)%size != 0 {
+		return nil, fmt.Errorf("%d bytes of object ids", len(b))
+	}
+	ids := make([]object.ID, 0, len(b)/size)
+	for part := range slices.Chunk(b, size) {
+		ids = append(ids, object.ID(part))
+	}
+	return ids, nil
+}
+
+// explain makes of an error one that the leader can decide on.
+func (h *holders) explain(ctx context.Context, id ckpt.PartID, err error) error {
+	var none *noHolder
+	code := connect.CodeInternal
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, syscall.ENOSPC):
+		code = connect.CodeResourceExhausted
+	case errors.As(err, &none):
+		code = connect.CodeUnavailable
+		if none.lost && len(none.errs) > 0 {
+			code = connect.CodeDataLoss
+		}
+		err = fmt.Errorf("no node gave a good copy of epoch %d of guest %d: %w", id.Epoch, id.Guest, err)
+	default:
+		return coded(err)
+	}
+	return connect.NewError(code, err)
+}
+
+// sendManifest answers another node that lacks a part.
+func (s *Sidecar) sendManifest(ctx context.Context, req *vftv1.GetManifestRequest) (*vftv1.GetManifestResponse, error) {
+	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetEpoch(), Guest: int(req.GetGuest())}
+	raw, err := s.parts.Manifest(ctx, id, req.GetManifest())
+	return &vftv1.GetManifestResponse{Manifest: raw}, err
+}
+
+// sendObjects answers another node that lacks objects.
+func (s *Sidecar) sendObjects(ctx context.Context, req *vftv1.GetObjectsRequest, send func(*vftv1.GetObjectsResponse) error) error {
+	ids, err := objectIDs(req.GetIds())
+	if err != nil {
+		return connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	return s.parts.Objects(ctx, object.Kind(req.GetKind()), ids, func(e object.Extent) error {
+		own := make([]byte, 0, len(e.IDs)*len(object.ID{}))
+		for _, id := range e.IDs {
+			own = append(own, id[:]...)
+		}
+		return send(&vftv1.GetObjectsResponse{
+			Ids: own, Lengths: e.Lengths, Length: uint32(e.Length), Compressed: e.Compressed, Stored: e.Stored,
+		})
+	})
+}
