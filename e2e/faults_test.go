@@ -37,7 +37,7 @@ func TestNodeLost(t *testing.T) {
 			m := faultJob(t, shared, mpi)
 			e := m.await("checkpoint")
 			victim := otherThan(t, shared, m, e.Job, shared.leader(t))
-			shared.lab(t, "kill", victim)
+			shared.kill(t, victim)
 			m.await("node-lost")
 			r := m.await("restarted")
 			if r.Figures["epoch"] == 0 {
@@ -71,7 +71,7 @@ func TestLeaderLostInCheckpoint(t *testing.T) {
 		return shared.job(t, e.Job).Operation.Kind == "OPERATION_KIND_CHECKPOINT"
 	})
 	victim := shared.leader(t)
-	shared.lab(t, "kill", victim)
+	shared.kill(t, victim)
 	faultJobVerified(m)
 	shared.revive(t, victim)
 }
@@ -83,9 +83,9 @@ func TestLeaderLostInRestart(t *testing.T) {
 	e := m.await("checkpoint")
 	leader := shared.leader(t)
 	victim := otherThan(t, shared, m, e.Job, leader)
-	shared.lab(t, "kill", victim)
+	shared.kill(t, victim)
 	m.await("restarting")
-	shared.lab(t, "kill", leader)
+	shared.kill(t, leader)
 	// Two of the three replicas may be gone now; one of them has to come back.
 	shared.revive(t, victim)
 	faultJobVerified(m)

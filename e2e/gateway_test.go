@@ -83,7 +83,7 @@ func TestGateway(t *testing.T) {
 	want("/hits", "2")
 
 	node := shared.nodeOf(t, e.Job, 0)
-	shared.lab(t, "kill", node)
+	shared.kill(t, node)
 	m.await("restarted")
 	eventually(t, "the program is reached on another node", func() bool {
 		n, err := get(port, "/hits")

@@ -134,11 +134,12 @@ func (l *leftovers) all() []func() error {
 
 // cluster is a lab.
 type cluster struct {
-	dir string
+	dir    string
+	killed map[string]string // the sessions of nodes when they were killed
 }
 
 func newCluster(dir string, args ...string) (*cluster, error) {
-	c := &cluster{dir: dir}
+	c := &cluster{dir: dir, killed: map[string]string{}}
 	running.add(c, c.down)
 	out, err := exec.Command(filepath.Join(bin, "vft"), append([]string{"lab", "up", "--dir", dir}, args...)...).CombinedOutput()
 	if err != nil {
@@ -265,22 +266,32 @@ func (c *cluster) states(t *testing.T) map[string]string {
 	return m
 }
 
-// revive starts a node again and waits until it is alive, also for the tests
-// that come after.
+// session is what a node is taken for, and which of its lives that is.
+func (c *cluster) session(t *testing.T, node string) (state, id string) {
+	t.Helper()
+	var n struct{ State, Session string }
+	if err := json.Unmarshal(c.vft(t, "--json", "node", "show", node), &n); err != nil {
+		t.Fatal(err)
+	}
+	return n.State, n.Session
+}
+
+// kill kills a node that revive will start again.
+func (c *cluster) kill(t *testing.T, node string) {
+	t.Helper()
+	// Asked before: with two replicas of three gone nobody answers.
+	_, c.killed[node] = c.session(t, node)
+	c.lab(t, "kill", node)
+}
+
+// revive starts a killed node again and waits until it is alive, also for the
+// tests that come after.
 func (c *cluster) revive(t *testing.T, node string) {
 	t.Helper()
-	session := func() (string, string) {
-		var n struct{ State, Session string }
-		if err := json.Unmarshal(c.vft(t, "--json", "node", "show", node), &n); err != nil {
-			t.Fatal(err)
-		}
-		return n.State, n.Session
-	}
-	_, before := session()
 	c.lab(t, "start", node)
 	eventually(t, "node "+node+" is alive", func() bool { // its lease may not have run out since it was killed
-		state, now := session()
-		return state == "NODE_STATE_ALIVE" && now != before
+		state, now := c.session(t, node)
+		return state == "NODE_STATE_ALIVE" && now != c.killed[node]
 	})
 }
 

@@ -129,7 +129,7 @@ func TestMigrationFails(t *testing.T) {
 	}()
 	m.await("migrating")
 	hit(syscall.SIGSTOP) // so that it cannot be there before the node dies
-	shared.lab(t, "kill", to)
+	shared.kill(t, to)
 	if err := <-ended; err == nil {
 		t.Error("the guest moved to a node that died")
 	} else {
