@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"slices"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -26,7 +27,7 @@ func TestWhoMayCallASidecar(t *testing.T) {
 	nodes := []string{"node", "a node called like the owner"}
 	owner := []string{"owner", "admin"}
 	want := map[string][]string{
-		"Attach": owner, "SignalProgram": owner, "Collect": owner, "ShowNetwork": owner, "TapNetwork": owner,
+		"Attach": owner, "SignalProgram": append(slices.Clone(nodes), owner...), "Collect": owner, "ShowNetwork": owner, "TapNetwork": owner,
 		"PutBlob": {"owner", "other", "admin"}, "NodeInfo": append([]string{"admin"}, nodes...), "StoreUsage": append([]string{"admin"}, nodes...),
 	}
 	for _, m := range []string{

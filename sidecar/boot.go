@@ -99,6 +99,9 @@ func (inc *incarnation) bootAll(ctx context.Context, peers []string) (*vftv1.Boo
 		return nil
 	})
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %w", cause, err) // wherever the time ran out, what to do about it
+		}
 		return nil, err
 	}
 	inc.mu.Lock()
