@@ -91,7 +91,9 @@ test: test-unit test-browser test-e2e
 test-unit: deps test-tools
 	$(GO) vet ./...
 	$(GO) test -race ./...
+	@# What the race detector is too slow for: the search, every point at which a disk can fail, costs.
 	$(GO) test -run TestSearch ./quiesce/
+	$(GO) test ./ckpt ./ckpt/object ./health/probeset
 
 # The report of measurements, looked at in Chromium.
 test-browser:

@@ -172,7 +172,7 @@ func TestDamagedBlob(t *testing.T) {
 func TestBlobErrorAnywhere(t *testing.T) {
 	b := randomBytes(1, 2*blobChunk+9)
 	for _, failure := range []error{syscall.EIO, syscall.ENOSPC, faultfs.ErrShort, faultfs.ErrQuietShort} {
-		for k, finished := 1, false; !finished; k++ {
+		for k, finished := 1, false; !finished; k += faultfs.Step {
 			m := faultfs.New()
 			s := openMem(t, m)
 			m.Inject(func(c faultfs.Call) error {

@@ -117,7 +117,7 @@ func TestCrashAnywhere(t *testing.T) {
 	part, otherJob, all := allChanges(t)
 	for _, tc := range all {
 		t.Run(tc.name, func(t *testing.T) {
-			for k, finished := 1, false; !finished; k++ {
+			for k, finished := 1, false; !finished; k += faultfs.Step {
 				for how, left := range faultfs.Survivals() {
 					m := faultfs.New()
 					s := openMem(t, m)
@@ -182,7 +182,7 @@ func TestRepeatAfterKilledProcess(t *testing.T) {
 		if tc.before != nil {
 			continue
 		}
-		for k, finished := 1, false; !finished; k++ {
+		for k, finished := 1, false; !finished; k += faultfs.Step {
 			m := faultfs.New()
 			s := openMem(t, m)
 			m.Inject(faultfs.CrashAt(k))
@@ -207,7 +207,7 @@ func TestCrashWhileOpening(t *testing.T) {
 	for seed := range uint64(20) {
 		how[fmt.Sprint("some, seed ", seed)] = faultfs.Some(seed)
 	}
-	for k, finished := 1, false; !finished; k++ {
+	for k, finished := 1, false; !finished; k += faultfs.Step {
 		for how, left := range how {
 			m := faultfs.New()
 			m.Inject(faultfs.CrashAt(k))
@@ -233,7 +233,7 @@ func TestCrashWhileOpening(t *testing.T) {
 func TestErrorAnywhere(t *testing.T) {
 	old, part := newSample(1, 0, 3), newSample(2, 0, 9)
 	for _, failure := range []error{syscall.EIO, syscall.ENOSPC, faultfs.ErrShort, faultfs.ErrQuietShort} {
-		for k, finished := 1, false; !finished; k++ {
+		for k, finished := 1, false; !finished; k += faultfs.Step {
 			m := faultfs.New()
 			s := openMem(t, m)
 			oldManifest := old.mustPut(t, s).Manifest

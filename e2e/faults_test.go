@@ -21,12 +21,12 @@ func heat(mpi, n, iterations, report string) []string {
 
 func faultJob(t *testing.T, c *cluster, mpi string, extra ...string) *mpirun {
 	t.Helper()
-	return start(t, options{cluster: c, args: append(append(extra, "--vft-interval", "4s"), heat(mpi, "200", "4000", "250")...)})
+	return start(t, options{cluster: c, args: append(append(extra, "--vft-interval", "4s"), heat(mpi, "200", "2400", "200")...)})
 }
 
 func faultJobVerified(m *mpirun) {
 	m.t.Helper()
-	m.verified(4000, 250)
+	m.verified(2400, 200)
 }
 
 // TestNodeLost: a node with a guest dies after a checkpoint; the job goes on
@@ -171,10 +171,10 @@ func TestSidecarKilled(t *testing.T) {
 func TestEngines(t *testing.T) {
 	for _, engine := range []string{"background", "pre-copy", "stop-copy"} {
 		t.Run(engine, func(t *testing.T) {
-			m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0", "--vft-engine", engine}, heat("openmpi", "200", "4000", "250")...)})
+			m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0", "--vft-engine", engine}, heat("openmpi", "200", "2250", "250")...)})
 			e := m.await("started")
-			for cycle := range 4 {
-				m.awaitOutput(fmt.Sprintf("iteration %d ", 250+cycle*750))
+			for cycle := range 3 {
+				m.awaitOutput(fmt.Sprintf("iteration %d ", 250+cycle*500))
 				shared.vft(t, "ckpt", "take", e.Job)
 				epochs := shared.job(t, e.Job).Epochs
 				last := epochs[len(epochs)-1]
@@ -190,7 +190,7 @@ func TestEngines(t *testing.T) {
 				shared.vft(t, "job", "restart", e.Job)
 				t.Log(m.await("restarted").Text)
 			}
-			m.verified(4000, 250)
+			m.verified(2250, 250)
 		})
 	}
 }
@@ -223,9 +223,9 @@ func TestDiskFull(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	m := start(t, options{cluster: c, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "5000", "500")...)})
+	m := start(t, options{cluster: c, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "2500", "250")...)})
 	e := m.await("started")
-	m.awaitOutput("iteration 500 ")
+	m.awaitOutput("iteration 250 ")
 	c.vft(t, "ckpt", "take", e.Job)
 	filler := filepath.Join(data, "filler")
 	fill(t, filler)
@@ -243,7 +243,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	c.vft(t, "job", "restart", e.Job)
 	m.await("restarted")
-	m.verified(5000, 500)
+	m.verified(2500, 250)
 }
 
 // fill writes a file until its file system is full.
@@ -267,9 +267,9 @@ func fill(t *testing.T, path string) {
 // TestRestartWithoutCheckpoint: before the first epoch a job begins anew and
 // says so.
 func TestRestartWithoutCheckpoint(t *testing.T) {
-	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "3000", "500")...)})
+	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "1500", "250")...)})
 	e := m.await("started")
-	m.awaitOutput("iteration 500 ")
+	m.awaitOutput("iteration 250 ")
 	if err := syscall.Kill(qemu(t, e.Job, 1), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +277,7 @@ func TestRestartWithoutCheckpoint(t *testing.T) {
 	if !strings.Contains(r.Text, "beginning") {
 		t.Errorf("the event does not say that the job begins anew: %q", r.Text)
 	}
-	m.verified(3000, 500)
+	m.verified(1500, 250)
 }
 
 // TestAllNodesLost: every node loses power and comes back; the job goes on

@@ -119,9 +119,9 @@ func TestGuestNeverBoots(t *testing.T) {
 // nothing behind, also when it is killed.
 func TestEmbedded(t *testing.T) {
 	tmp := t.TempDir()
-	m := start(t, options{env: []string{"TMPDIR=" + tmp}, args: append([]string{"--vft-interval", "3s"}, heat("mpich", "200", "4000", "500")...)})
+	m := start(t, options{env: []string{"TMPDIR=" + tmp}, args: append([]string{"--vft-interval", "3s"}, heat("mpich", "200", "2500", "250")...)})
 	e := m.await("checkpoint")
-	m.verified(4000, 500)
+	m.verified(2500, 250)
 	noGuests(t, e.Job)
 	left, err := os.ReadDir(tmp)
 	if err != nil {

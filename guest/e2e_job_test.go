@@ -338,7 +338,7 @@ func idle(t testing.TB, stat string) int {
 }
 
 func TestStageIntoFullDisk(t *testing.T) {
-	v := boot(t, testImage(t), guest.KernelConfig{Index: 0, Size: 1}, "")
+	v := boot(t, testImage(t), guest.KernelConfig{Index: 0, Size: 1}, "", "-m", "256")
 	ready(t, v)
 	r, w := io.Pipe()
 	go func() {

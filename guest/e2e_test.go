@@ -256,8 +256,8 @@ func TestMPIAcrossGuests(t *testing.T) {
 	}{
 		{"openmpi-hostname", launch.OpenMPI, []string{"-np", "2", "hostname"}, []string{"guest0\n", "guest1\n"}},
 		{"mpich-hostname", launch.MPICH, []string{"-np", "2", "hostname"}, []string{"guest0\n", "guest1\n"}},
-		{"openmpi-netpipe", launch.OpenMPI, []string{"-np", "2", "NPopenmpi", "-u", "64", "-o", "/tmp/np"}, []string{}},
-		{"mpich-netpipe", launch.MPICH, []string{"-np", "2", "NPmpich2", "-u", "64", "-o", "/tmp/np"}, []string{}},
+		{"openmpi-netpipe", launch.OpenMPI, []string{"-np", "2", "NPopenmpi", "-u", "16", "-o", "/tmp/np"}, []string{}},
+		{"mpich-netpipe", launch.MPICH, []string{"-np", "2", "NPmpich2", "-u", "16", "-o", "/tmp/np"}, []string{}},
 		{"openmpi-exit", launch.OpenMPI, []string{"-np", "2", "id", "-un"}, []string{"alice\nalice\n"}},
 	} {
 		t.Run(tt.id, func(t *testing.T) {

@@ -467,8 +467,12 @@ func measure(t *testing.T, m *Machine, e Engine) Result {
 	return r
 }
 
-// TestPauses prints the pause of every engine for the sizes in the manual.
+// TestPauses prints the pause of every engine for the sizes in the manual, if
+// VFT_TEST_PAUSES is set: it measures, and takes half a minute.
 func TestPauses(t *testing.T) {
+	if os.Getenv("VFT_TEST_PAUSES") == "" {
+		t.Skip("VFT_TEST_PAUSES is not set")
+	}
 	for _, mib := range []int{256, 512} {
 		for _, dirty := range []int{8, 64} {
 			m, a := startGuest(t, testSpec(t, mib, dirty, time.Millisecond))

@@ -117,7 +117,7 @@ func TestCrashAnywhere(t *testing.T) {
 	for _, a := range actions() {
 		t.Run(a.name, func(t *testing.T) {
 			base := prepared(t)
-			for k, finished := 1, false; !finished; k++ {
+			for k, finished := 1, false; !finished; k += faultfs.Step {
 				for how, left := range survivals(k) {
 					m := base.AfterCrash(faultfs.Nothing())
 					s := open(t, testDir, smallPacks(m))
@@ -156,7 +156,7 @@ func TestCrashAnywhere(t *testing.T) {
 func TestRepeatAfterKilledProcess(t *testing.T) {
 	base := prepared(t)
 	for _, a := range actions() {
-		for k, finished := 1, false; !finished; k++ {
+		for k, finished := 1, false; !finished; k += faultfs.Step {
 			m := base.AfterCrash(faultfs.Nothing())
 			s := open(t, testDir, smallPacks(m))
 			m.Inject(faultfs.CrashAt(k))
@@ -183,7 +183,7 @@ func TestCrashWhileOpening(t *testing.T) {
 	base.Edit(testDir+"/tmp/left", func([]byte) []byte { return nil })
 	for _, m := range []*faultfs.FS{base, newFS(t)} {
 		_, stored := m.Stat(testDir + "/packs")
-		for k, finished := 1, false; !finished; k++ {
+		for k, finished := 1, false; !finished; k += faultfs.Step {
 			for how, left := range faultfs.Survivals() {
 				m := m.AfterCrash(faultfs.All())
 				m.Inject(faultfs.CrashAt(k))
@@ -215,7 +215,7 @@ func TestErrorAnywhere(t *testing.T) {
 		for _, failure := range []error{syscall.EIO, syscall.ENOSPC, faultfs.ErrShort, faultfs.ErrQuietShort} {
 			onlyWrites := errors.Is(failure, faultfs.ErrShort) || errors.Is(failure, faultfs.ErrQuietShort)
 			full := errors.Is(failure, faultfs.ErrShort) || errors.Is(failure, syscall.ENOSPC)
-			for k, finished := 1, false; !finished; k++ {
+			for k, finished := 1, false; !finished; k += faultfs.Step {
 				m := base.AfterCrash(faultfs.Nothing())
 				s := open(t, testDir, smallPacks(m))
 				var at faultfs.Call

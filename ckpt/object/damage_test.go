@@ -97,7 +97,7 @@ func TestEveryFlip(t *testing.T) {
 	variants(t, func(t *testing.T, opt Options) {
 		all := tiny()
 		base, path := onePack(t, opt, all)
-		for i := range base.Bytes(path) {
+		for i := 0; i < len(base.Bytes(path)); i += faultfs.Step {
 			for _, when := range []string{"before", "after"} {
 				m := base.AfterCrash(faultfs.All())
 				opt.FS = m

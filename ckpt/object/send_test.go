@@ -22,8 +22,9 @@ func idsOf(all []sample, kind Kind, nth int) (ids []ID) {
 // they are stored, and few of them, which go in new extents.
 func TestExtents(t *testing.T) {
 	for _, nth := range []int{1, 20} {
-		m := newFS(t)
-		s := open(t, testDir, smallPacks(m))
+		opt := smallPacks(newFS(t))
+		opt.Memory = 0 // so much that the store is never pressed to write raw
+		s := open(t, testDir, opt)
 		all := samples(0, 500)
 		mustPut(t, s, all)
 		other := open(t, testDir, smallPacks(newFS(t)))
