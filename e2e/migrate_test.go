@@ -48,7 +48,7 @@ func migrate(t *testing.T, c *cluster, job string, guest int, to string, extra .
 // taken in between and the job is restarted from it at the end. The program
 // notices nothing.
 func TestMigrate(t *testing.T) {
-	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "6000", "250")...)})
+	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "3500", "250")...)})
 	e := m.await("started")
 	m.awaitOutput("iteration 250 ")
 	home := shared.nodeOf(t, e.Job, 1)
@@ -82,7 +82,7 @@ func TestMigrate(t *testing.T) {
 	}
 	shared.vft(t, "job", "restart", e.Job)
 	m.await("restarted")
-	m.verified(6000, 250)
+	m.verified(3500, 250)
 	noGuests(t, e.Job)
 }
 
@@ -146,7 +146,7 @@ func TestMigrationFails(t *testing.T) {
 // TestDrain: a node is emptied while its job runs, gets no guest, and takes
 // guests again when it is told to.
 func TestDrain(t *testing.T) {
-	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "4000", "250")...)})
+	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "2500", "250")...)})
 	e := m.await("started")
 	m.awaitOutput("iteration 250 ")
 	node := shared.nodeOf(t, e.Job, 0)
@@ -161,7 +161,7 @@ func TestDrain(t *testing.T) {
 	}
 	shared.vft(t, "node", "undrain", node)
 	migrate(t, shared, e.Job, 0, node)
-	m.verified(4000, 250)
+	m.verified(2500, 250)
 	if n := m.count("restarted"); n != 0 {
 		t.Errorf("%d restarts, want none", n)
 	}
