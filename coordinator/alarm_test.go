@@ -93,12 +93,12 @@ func TestAlarmMovesTheJob(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 3)
 	c.submit(spec("j", 2))
-	j := c.running("j", 1)
+	c.running("j", 1)
 	c.checkpoint("j")
 	if _, err := c.leader().apply(c.ctx, &vftv1.Command{Body: &vftv1.Command_RequestRestart{RequestRestart: &vftv1.RequestRestart{Job: "j"}}}); err != nil {
 		t.Fatal(err)
 	}
-	j = c.running("j", 2) // so that restarts are known to be fast
+	j := c.running("j", 2) // so that restarts are known to be fast
 	c.checkpoint("j")
 	from := nodeOf(j, 1)
 	c.fall(from, 1, 3*time.Second) // copying 1 GiB is assumed to take 5 s

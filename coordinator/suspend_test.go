@@ -34,9 +34,9 @@ func TestSuspendAndGoOn(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1, 3)
 	c.submit(spec("j", 2))
-	j := c.running("j", 1)
+	c.running("j", 1)
 	c.checkpoint("j")
-	j = c.suspend("j")
+	j := c.suspend("j")
 	if got := committedEpochs(j); len(got) != 2 || len(j.GetGuests()) != 0 || j.GetPhase() != vftv1.JobPhase_JOB_PHASE_SUSPENDED {
 		t.Fatalf("suspended: %v", j)
 	}

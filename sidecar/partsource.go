@@ -232,7 +232,7 @@ func objectIDs(b []byte) ([]object.ID, error) {
 // explain makes of an error one that the leader can decide on.
 func (h *holders) explain(ctx context.Context, id ckpt.PartID, err error) error {
 	var none *noHolder
-	code := connect.CodeInternal
+	var code connect.Code
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)

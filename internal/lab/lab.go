@@ -40,9 +40,9 @@ const (
 
 const stateFile = "lab.json"
 
-// MachineDir, in a node's directory, is the root of the machine that the node's
-// health probes look at: nodes share this machine, and what fails there must
-// not fail on all of them.
+// MachineDir is the directory, in that of a node, which the node's health probes
+// take for the root of its machine: nodes share this one, and what fails there
+// must not fail on all of them.
 const MachineDir = "machine"
 
 // Options say what lab to make.

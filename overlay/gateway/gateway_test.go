@@ -49,7 +49,7 @@ func TestPublishedPort(t *testing.T) {
 	g.opened(t)
 	c, err := net.Dial("tcp", other)
 	if err == nil { // the reset may be here already
-		defer c.Close()
+		defer c.Close() //nolint:errcheck // the test is over
 		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 		_, err = c.Read(make([]byte, 1))
 	}
@@ -126,9 +126,9 @@ func TestNextGateway(t *testing.T) {
 	g.opened(t)
 	outer, err := net.Dial("tcp", port.Listen)
 	require.NoError(t, err)
-	defer outer.Close()
+	defer outer.Close() //nolint:errcheck // the test is over
 	inner := <-ends
-	defer inner.Close()
+	defer inner.Close() //nolint:errcheck // the test is over
 	require.NoError(t, inner.SetDeadline(time.Now().Add(patience)))
 	require.NoError(t, outer.SetDeadline(time.Now().Add(patience)))
 	_, err = outer.Write([]byte("x"))
@@ -153,7 +153,7 @@ func TestNextGateway(t *testing.T) {
 	next.opened(t)
 	again, err := net.Dial("tcp", port.Listen)
 	require.NoError(t, err)
-	defer again.Close()
+	defer again.Close() //nolint:errcheck // the test is over
 	require.NoError(t, (<-ends).Close())
 }
 
@@ -404,7 +404,7 @@ func TestLeases(t *testing.T) {
 	ep.SocketOptions().SetBroadcast(true)
 	require.Nil(t, ep.Bind(tcpip.FullAddress{NIC: nicID, Port: dhcpClientPort}))
 	client := gonet.NewUDPConn(&wq, ep)
-	defer client.Close()
+	defer client.Close() //nolint:errcheck // the test is over
 	require.NoError(t, client.SetDeadline(time.Now().Add(patience)))
 	discover, err := dhcpv4.NewDiscovery(guests[1].MAC)
 	require.NoError(t, err)

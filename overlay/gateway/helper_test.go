@@ -220,7 +220,7 @@ func freePort(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer ln.Close()
+	defer ln.Close() //nolint:errcheck // the test is over
 	return ln.Addr().String()
 }
 

@@ -106,7 +106,7 @@ func (g *Gateway) listen(s *serving) error {
 				select { // Shutdown before it has started does nothing
 				case <-up:
 					_ = server.ShutdownContext(ctx) // does not wait: ctx has ended
-				case <-ended:
+				case <-ended: //nolint:errcheck // it ends because it shall
 				}
 			}
 		})
