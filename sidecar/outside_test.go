@@ -14,6 +14,7 @@ import (
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
 	"github.com/mpirun-vft/vft/ckpt"
 	"github.com/mpirun-vft/vft/ckpt/level"
+	"github.com/mpirun-vft/vft/ckpt/level/backend/s3/s3test"
 	"github.com/mpirun-vft/vft/ckpt/object"
 )
 
@@ -110,6 +111,35 @@ func TestPartsOutlastTheNodes(t *testing.T) {
 	collect, err = a.cfg.Peer(addressB).CollectStore(ctx, connect.NewRequest(&vftv1.CollectStoreRequest{Level: at}))
 	require.NoError(t, err)
 	assert.Greater(t, collect.Msg.GetFreed(), int64(300*object.PageSize))
+}
+
+// The credentials of a bucket are those of the daemon's environment; the level
+// that a job names has none.
+func TestBucketOfTheEnvironment(t *testing.T) {
+	cfg := s3test.Start(t).Bucket(t, "bucket")
+	t.Setenv("AWS_ACCESS_KEY_ID", cfg.Credentials.AccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", cfg.Credentials.SecretKey)
+	t.Setenv("AWS_SESSION_TOKEN", cfg.Credentials.SessionToken)
+	a, b := idle(t, testConfig(t, "a", &leader{})), idle(t, testConfig(t, "b", &leader{}))
+	at := "s3:" + cfg.Endpoint + "/bucket/jobs?region=" + cfg.Region
+	id := ckpt.PartID{Job: "job", Epoch: 3, Guest: 1}
+	info := putPart(t, a, id, 300)
+	src := &vftv1.PartSource{Guest: 1, Epoch: 3, Manifest: info.Manifest}
+	secured, err := a.securePart(t.Context(), &vftv1.SecurePartRequest{Job: "job", Level: at, Part: src})
+	require.NoError(t, err)
+	assert.Greater(t, secured.GetBytes(), int64(300*object.PageSize))
+	src.Levels = []*vftv1.LevelSource{{Level: at}}
+	moved, err := b.fetchPart(t.Context(), id, src, 0)
+	require.NoError(t, err)
+	assert.Greater(t, moved, int64(300*object.PageSize))
+	got, _, err := b.parts.Verify(t.Context(), id, info.Manifest, nil)
+	require.NoError(t, err)
+	assert.Equal(t, info, got)
+
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+	stranger := idle(t, testConfig(t, "c", &leader{}))
+	_, err = stranger.verifyPart(t.Context(), &vftv1.VerifyPartRequest{Job: "job", Level: at, Part: src})
+	assert.Equal(t, connect.CodePermissionDenied, connect.CodeOf(coded(err)), "%v", err)
 }
 
 // A node whose copy is damaged mends it from another before it goes to a level.

@@ -52,7 +52,7 @@ type part struct {
 	manifest string
 }
 
-const blockPages = 4096
+const blockPages = 3 * 16_384
 
 // newPart makes a part of so many pages; those of one seed are the same in all.
 func newPart(epoch uint64, pages int, seed byte) *part {
@@ -131,7 +131,7 @@ func (p *part) mustFetch(t testing.TB, l *Level) {
 
 func mustPut(t testing.TB, l *Level, s *ckpt.Store, p *part) int64 {
 	t.Helper()
-	n, err := l.Put(t.Context(), s, p.id, p.manifest, 0)
+	n, err := l.Put(context.Background(), s, p.id, p.manifest, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

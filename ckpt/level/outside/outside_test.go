@@ -552,3 +552,62 @@ func TestBrokenOffIsNotShort(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A guest may run while its memory comes from a level, page by page.
+func TestReadingWithoutFetching(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, open func() *Level) {
+		node, p := newStore(t), newPart(1, 600, 1)
+		p.put(t, node)
+		mustPut(t, open(), node, p)
+		s := newStore(t)
+		r, err := s.OpenFrom(t.Context(), p.id, p.manifest, open().Source(p.id, p.manifest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		var all sync.WaitGroup
+		for first := range uint64(4) { // several at once
+			all.Go(func() {
+				got := make([]byte, object.PageSize)
+				for n := first; n < 1800; n += 41 {
+					zero, err := r.Page(t.Context(), 0, n, got)
+					if want := p.pages[n]; err != nil || zero != (want == nil) || !zero && !bytes.Equal(got, want) {
+						t.Errorf("page %d: zero %v, %v", n, zero, err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		if u, err := s.Usage(t.Context()); err != nil || u.StoredBytes > 0 {
+			t.Errorf("%d bytes stored, %v", u.StoredBytes, err)
+		}
+	})
+}
+
+func BenchmarkLevel(b *testing.B) {
+	node, p := newStore(b), newPart(1, 16_384, 1)
+	p.put(b, node)
+	path := b.TempDir()
+	var sent int64
+	b.Run("put", func(b *testing.B) {
+		for range b.N {
+			b.StopTimer()
+			if err := os.RemoveAll(filepath.Join(path, "packs")); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+			sent = mustPut(b, dirLevel(b, path, Options{}), node, p)
+		}
+		b.SetBytes(sent)
+	})
+	b.Run("fetch", func(b *testing.B) {
+		l := dirLevel(b, path, Options{})
+		for range b.N {
+			if _, _, err := newStore(b).Fetch(context.Background(), p.id, p.manifest, l.Source(p.id, p.manifest)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.SetBytes(sent)
+	})
+}
