@@ -60,24 +60,24 @@ func (o *outsideLevels) get(spec level.Spec) (*outside.Level, error) {
 // the node's operator has named: jobs say where checkpoints go, and the daemon
 // may write where they may not.
 func (o *outsideLevels) allowed(path string) (string, error) {
-	real, err := filepath.EvalSymlinks(path)
+	there, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		real = path // opening it says what is wrong, if it may be opened at all
+		there = path // opening it says what is wrong, if it may be opened at all
 	}
 	for _, d := range o.dirs {
 		if r, err := filepath.EvalSymlinks(d); err == nil {
 			d = r
 		}
-		if real == d || strings.HasPrefix(real, strings.TrimSuffix(d, "/")+"/") {
-			return real, nil
+		if there == d || strings.HasPrefix(there, strings.TrimSuffix(d, "/")+"/") {
+			return there, nil
 		}
 	}
 	at := path
-	if real != path {
-		at += ", which is " + real
+	if there != path {
+		at += ", which is " + there
 	}
-	return "", fmt.Errorf("node %s %w level dir:%s: its operator can allow it by naming the directory, or one above it, in level_directories of the node's %s (docs/CLI.md)",
-		o.node, errNoLevel, at, "node.json")
+	return "", fmt.Errorf("node %s %w level dir:%s: its operator can allow it by naming the directory, or one above it, in level_directories of the node's node.json (docs/CLI.md)",
+		o.node, errNoLevel, at)
 }
 
 // names says what the node can keep, for the leader.

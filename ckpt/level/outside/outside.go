@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mpirun-vft/vft/ckpt"
@@ -60,6 +61,9 @@ type Options struct {
 type Level struct {
 	b   backend.Backend
 	opt Options
+
+	mu      sync.Mutex
+	sending map[object.PackName]chan struct{} // closed when it is over
 }
 
 // New makes a level of a backend, which it takes over.
@@ -71,7 +75,7 @@ func New(b backend.Backend, opt Options) *Level {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	opt.Log = opt.Log.With("place", b.String())
-	return &Level{b: b, opt: opt}
+	return &Level{b: b, opt: opt, sending: map[object.PackName]chan struct{}{}}
 }
 
 // Open opens the level that spec names, a directory or a bucket. Credentials of

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,6 +78,45 @@ func TestPartsComeBack(t *testing.T) {
 		}
 		second.mustFetch(t, other)
 	})
+}
+
+// Guests of one node share packs, and put them at the same time.
+func TestSharedPacksAreSentOnce(t *testing.T) {
+	t.Parallel()
+	path, node := t.TempDir(), newStore(t)
+	parts := []*part{newPart(1, 600, 1), newPart(2, 600, 1), newPart(3, 600, 1), newPart(4, 600, 1)}
+	for _, p := range parts {
+		p.put(t, node)
+	}
+	pause := faults(t, FaultBeforePack+"=pause")
+	l := dirLevel(t, path, Options{Faults: pause})
+	var sent atomic.Int64
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, p := range parts {
+		all.Go(func() {
+			n, err := l.Put(t.Context(), node, p.id, p.manifest, 0)
+			if err != nil {
+				t.Error(err)
+			}
+			sent.Add(n)
+		})
+	}
+	if err := pause.Await(t.Context(), FaultBeforePack, 1); err != nil {
+		t.Fatal(err)
+	}
+	pause.Release(FaultBeforePack)
+	all.Wait()
+	var stored int64
+	if err := l.b.List(t.Context(), "", func(i backend.Info) error {
+		stored += i.Size
+		return nil
+	}); err != nil || sent.Load() != stored {
+		t.Errorf("%d bytes sent of %d, %v", sent.Load(), stored, err)
+	}
+	for _, p := range parts {
+		p.mustFetch(t, l)
+	}
 }
 
 // Every stored bit counts: flipping any is found by verification, and reading

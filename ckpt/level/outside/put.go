@@ -153,10 +153,41 @@ func (p *putting) packs(ctx context.Context, packs []object.PackName) error {
 	return all.Wait()
 }
 
-func (p *putting) pack(ctx context.Context, name object.PackName, marked bool) (err error) {
+// alone waits until nobody else in this process sends a pack: guests of one node
+// share packs, and what one has sent the others need not.
+func (l *Level) alone(ctx context.Context, name object.PackName) (over func(), err error) {
+	for {
+		l.mu.Lock()
+		other := l.sending[name]
+		if other == nil {
+			mine := make(chan struct{})
+			l.sending[name] = mine
+			l.mu.Unlock()
+			return func() {
+				l.mu.Lock()
+				delete(l.sending, name)
+				l.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (p *putting) pack(ctx context.Context, name object.PackName, marked bool) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	over, err := p.alone(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer over()
 	f, err := p.store.OpenPack(name)
 	if err != nil {
 		return err
