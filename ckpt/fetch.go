@@ -230,6 +230,11 @@ func (c *completion) obtain(kind object.Kind, ids []object.ID, contents map[obje
 	}
 	err := c.src.Objects(c.ctx, kind, missing, func(e object.Extent) error { return c.take(kind, &e, places, contents) })
 	if err != nil {
+		for _, id := range missing {
+			if i, still := places[id]; still {
+				return fmt.Errorf("%s: %w", where(i), err)
+			}
+		}
 		return err
 	}
 	for id, i := range places {

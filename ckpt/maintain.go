@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/mpirun-vft/vft/ckpt/object"
-	"github.com/mpirun-vft/vft/ckpt/table"
 )
 
 // Stat describes a stored part. It reads and checks the manifest only.
@@ -229,34 +228,25 @@ type marker struct {
 }
 
 func (w *marker) mark(ctx context.Context, m need) error {
-	for _, sec := range m.sections() {
-		for _, id := range sec.Chunks {
-			w.live(id, object.KindData)
+	err := m.Visit(ctx, func(ctx context.Context, id object.ID) ([]byte, error) {
+		if w.seen[id] {
+			return nil, nil
 		}
-	}
-	for _, b := range m.Blocks {
-		err := b.table().Walk(ctx, func(ctx context.Context, r table.Ref) ([]byte, error) {
-			if w.seen[r.ID] {
-				return nil, nil
-			}
-			node, err := w.s.objects.Get(ctx, r.ID, nil)
-			if err != nil && m.partly && absent(err) {
-				return nil, nil
-			}
-			w.seen[r.ID] = true
-			w.live(r.ID, object.KindNode)
-			return node, err
-		}, func(r table.Ref, n table.Node) error {
-			for i := range n.Len() {
-				if id := n.ID(i); r.Level == 1 && !id.IsZero() {
-					w.live(id, object.KindPage)
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("part %v: page table of block %s: %w", m.ID(), b.Name, err)
+		node, err := w.s.objects.Get(ctx, id, nil)
+		if err != nil && m.partly && absent(err) {
+			return nil, nil
 		}
+		w.seen[id] = true
+		w.live(id, object.KindNode)
+		return node, err
+	}, func(kind object.Kind, id object.ID, _ Place) error {
+		if kind != object.KindNode {
+			w.live(id, kind)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("part %v: %w", m.ID(), err)
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func newFake(id, domain string) *fakeSidecar {
 		id: id,
 		node: &vftv1.Node{
 			Id: id, Address: id + ":1", FailureDomain: domain, Cpus: 4, MemoryMib: 8192, Session: 1,
-			Images: []string{"img"}, Accelerator: "kvm",
+			Images: []string{"img"}, Accelerator: "kvm", Levels: []string{"rs", "s3", "dir:/d"},
 		},
 		fence: map[string]uint64{}, guests: map[string]*fakeGuest{}, held: map[string]uint64{}, poisoned: map[string]bool{},
 		aborted: map[string]bool{}, parts: map[string]*vftv1.Part{}, shards: map[string]*vftv1.Part{}, started: map[string]int{},

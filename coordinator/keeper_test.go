@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -352,6 +353,32 @@ func TestLevelsThatAreRefused(t *testing.T) {
 	}
 	if err := checkLevels(&vftv1.JobSpec{Levels: []string{"partner"}, Commit: "local"}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestLevelsThatNodesCannotKeep(t *testing.T) {
+	node := func(id string, levels ...string) *vftv1.Node { return &vftv1.Node{Id: id, Levels: levels} }
+	all, some, old := node("all", "s3", "dir:/"), node("some", "s3", "dir:/scratch", "dir:/data/vft"), node("old")
+	for _, tc := range []struct {
+		level string
+		nodes []*vftv1.Node
+		want  string
+	}{
+		{"local", []*vftv1.Node{all, old}, ""},
+		{"partner", []*vftv1.Node{all, old}, ""},
+		{"s3:bucket", []*vftv1.Node{all, some}, ""},
+		{"s3:bucket", []*vftv1.Node{all, old}, "nodes old cannot keep level s3:bucket: their vft is too old"},
+		{"rs:2+1", []*vftv1.Node{all, some}, "nodes all, some cannot keep level rs:2+1: shards are not implemented"},
+		{"dir:/scratch", []*vftv1.Node{all, some}, ""},
+		{"dir:/scratch/me", []*vftv1.Node{all, some}, ""},
+		{"dir:/data/vft/x/y", []*vftv1.Node{all, some}, ""},
+		{"dir:/scratchy", []*vftv1.Node{all, some}, "nodes some cannot keep level dir:/scratchy: their operator can allow it"},
+		{"dir:/data", []*vftv1.Node{some, old}, "nodes some, old cannot keep level dir:/data: "},
+	} {
+		err := kept([]string{"local", tc.level}, tc.nodes)
+		if got := fmt.Sprint(err); (err == nil) != (tc.want == "") || !strings.HasPrefix(got, tc.want) && tc.want != "" {
+			t.Errorf("%s: %v, want %q", tc.level, err, tc.want)
+		}
 	}
 }
 

@@ -308,3 +308,13 @@ func TestShardTargets(t *testing.T) {
 		}
 	}
 }
+
+// A job is told at once that a node cannot keep what it asks for.
+func TestJobsWithLevelsThatANodeCannotKeep(t *testing.T) {
+	c := newCluster(t, 1, 2)
+	c.nodesAlive(2)
+	_, err := c.leader().SubmitJob(c.ctx, connect.NewRequest(&vftv1.SubmitJobRequest{Spec: leveled("j", "local", "dir:/elsewhere")}))
+	if connect.CodeOf(err) != connect.CodeFailedPrecondition || !strings.Contains(err.Error(), "nodes n1, n2 cannot keep level dir:/elsewhere") {
+		t.Fatalf("%v", err)
+	}
+}

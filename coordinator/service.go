@@ -26,6 +26,10 @@ func (c *Coordinator) SubmitJob(ctx context.Context, req *connect.Request[vftv1.
 	if err := checkSpec(req.Msg.GetSpec()); err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
 	}
+	// A call that is repeated is about a job that was let in.
+	if err := c.checkNodes(req.Msg.GetSpec()); err != nil && c.store.job(req.Msg.GetSpec().GetId()) == nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
+	}
 	t.leases.renewClient(req.Msg.GetSpec().GetId(), c.cfg.Now())
 	res, err := c.apply(ctx, &vftv1.Command{Body: &vftv1.Command_SubmitJob{SubmitJob: &vftv1.SubmitJob{Spec: c.owned(ctx, req.Msg.GetSpec(), nil)}}})
 	if err != nil {

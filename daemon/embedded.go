@@ -92,6 +92,7 @@ func StartEmbedded(ctx context.Context, images, qemu string, log *slog.Logger) (
 	conf := nodeconf.Node{
 		ID: EmbeddedNode, Sidecar: sideLn.Addr().String(), Data: filepath.Join(dir, "data"),
 		Run: filepath.Join(dir, "run"), Images: images, QEMU: qemu,
+		LevelDirectories: []string{"/"}, // everything is done by the user who asks
 	}
 	g, gctx := errgroup.WithContext(life)
 	g.Go(func() error { return c.Run(gctx) })

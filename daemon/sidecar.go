@@ -101,7 +101,8 @@ func runSidecar(ctx context.Context, conf nodeconf.Node, log *slog.Logger, w sid
 	reg := registry()
 	s, err := sidecar.New(sidecar.Config{
 		Node: node, Data: conf.Data, Run: conf.Run, Images: conf.Images, QEMU: conf.QEMU, Capabilities: caps,
-		Leader: client.New(client.Config{Coordinators: w.coordinators, Dial: CoordinatorClient(w.endpoint), Attempt: time.Second}), Peer: SidecarClient(w.endpoint),
+		LevelDirectories: conf.LevelDirectories,
+		Leader:           client.New(client.Config{Coordinators: w.coordinators, Dial: CoordinatorClient(w.endpoint), Attempt: time.Second}), Peer: SidecarClient(w.endpoint),
 		DialLink: func(ctx context.Context, address string) (net.Conn, error) {
 			return w.endpoint.Dial(ctx, address, transport.ProtoLink)
 		},

@@ -296,3 +296,28 @@ func TestAllNodesLost(t *testing.T) {
 	m.await("restarted")
 	faultJobVerified(m)
 }
+
+// TestNodeLostOutside: a node dies and with it the only copy on nodes of its
+// guest's memory; the job goes on from what lies in a directory (I2, I5, I8).
+func TestNodeLostOutside(t *testing.T) {
+	dir := t.TempDir()
+	m := start(t, options{cluster: shared, args: append(
+		[]string{"--vft-levels", "local,dir:" + dir, "--vft-commit", "dir:" + dir, "--vft-interval", "3s"},
+		heat("openmpi", "200", "2000", "250")...,
+	)})
+	e := m.await("checkpoint")
+	victim := otherThan(t, shared, m, e.Job, shared.leader(t))
+	shared.kill(t, victim)
+	m.await("node-lost")
+	r := m.await("restarted")
+	if r.Figures["epoch"] == 0 {
+		t.Error("restarted from the beginning although a checkpoint was committed")
+	}
+	m.verified(2000, 250)
+	t.Logf("%s", r.Text)
+	shared.revive(t, victim)
+	eventually(t, "the job's parts are removed from the directory", func() bool {
+		parts, err := filepath.Glob(filepath.Join(dir, "parts", e.Job, "*"))
+		return err == nil && len(parts) == 0
+	})
+}

@@ -81,6 +81,7 @@ func idle(t *testing.T, cfg Config) *Sidecar {
 		}
 		s.life.end()
 		s.net.Close()
+		require.NoError(t, s.outside.close())
 		require.NoError(t, s.parts.Close())
 	})
 	return s

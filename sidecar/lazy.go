@@ -57,12 +57,12 @@ func (p patient) insist(ctx context.Context, ask func(context.Context) error) er
 	}
 }
 
-// startLazily starts a guest whose memory follows, from this node's store and
-// from other nodes; what comes from there is not stored here. The part is read
+// startLazily starts a guest whose memory follows, from this node's store, from
+// other nodes and from levels outside; what comes from there is not stored here. The part is read
 // until the guest has its memory.
 func (inc *incarnation) startLazily(ctx context.Context, index uint32, id ckpt.PartID, src *vftv1.PartSource) (*restored, error) {
-	from := inc.s.holders(src, 0)
-	from.patience = nodePatience
+	from := inc.s.holders(id, src, 0)
+	from.patience = true
 	p, err := inc.s.parts.OpenFrom(ctx, id, src.GetManifest(), patient{from})
 	if err != nil {
 		return nil, err

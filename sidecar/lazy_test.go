@@ -81,8 +81,8 @@ func TestSourceOfARunningGuest(t *testing.T) {
 				for i := range tc.peers {
 					src.Nodes = append(src.Nodes, &vftv1.Member{Node: fmt.Sprint("n", i+1), Address: fmt.Sprint(i)})
 				}
-				from := idle(t, cfg).holders(src, 0)
-				from.patience = nodePatience
+				from := idle(t, cfg).holders(ckpt.PartID{}, src, 0)
+				from.patience = true
 				begun := time.Now()
 				raw, err := patient{from}.Manifest(t.Context(), ckpt.PartID{Job: "j", Epoch: 1}, ckpt.Digest(content))
 				took := time.Since(begun)
@@ -118,7 +118,7 @@ func TestSourceComesBack(t *testing.T) {
 				return []byte("m"), nil
 			}}
 		}
-		from := idle(t, cfg).holders(&vftv1.PartSource{Nodes: []*vftv1.Member{{Node: "n1", Address: "0"}}}, 0)
+		from := idle(t, cfg).holders(ckpt.PartID{}, &vftv1.PartSource{Nodes: []*vftv1.Member{{Node: "n1", Address: "0"}}}, 0)
 		_, err := patient{from}.Manifest(t.Context(), ckpt.PartID{Job: "j", Epoch: 1}, ckpt.Digest([]byte("m")))
 		require.NoError(t, err)
 		assert.Less(t, time.Since(begun), 5*time.Second)

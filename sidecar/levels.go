@@ -3,7 +3,6 @@ package sidecar
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"connectrpc.com/connect"
@@ -29,7 +28,8 @@ func (s *Sidecar) securePart(ctx context.Context, req *vftv1.SecurePartRequest) 
 		bytes, err := s.fetchPart(ctx, id, req.GetPart(), req.GetBandwidth())
 		return &vftv1.SecurePartResponse{Bytes: bytes}, err
 	default:
-		return nil, connect.NewError(connect.CodeUnimplemented, fmt.Errorf("level %s is not for single nodes", l))
+		bytes, err := s.putPart(ctx, id, req)
+		return &vftv1.SecurePartResponse{Bytes: bytes}, err
 	}
 }
 
@@ -117,12 +117,16 @@ func (s *Sidecar) collect(ctx context.Context) (int64, error) {
 	return c.Freed, err
 }
 
-// collectStore frees what nothing needs in the node's own store.
+// collectStore frees what nothing needs in the node's own store, or at a level
+// outside.
 func (s *Sidecar) collectStore(ctx context.Context, req *vftv1.CollectStoreRequest) (*vftv1.CollectStoreResponse, error) {
+	var freed int64
+	var err error
 	if l := req.GetLevel(); l != "" {
-		return nil, connect.NewError(connect.CodeUnimplemented, fmt.Errorf("level %s is not for single nodes", l))
+		freed, err = s.collectOutside(ctx, l)
+	} else {
+		freed, err = s.collect(ctx)
 	}
-	freed, err := s.collect(ctx)
 	return &vftv1.CollectStoreResponse{Freed: freed}, err
 }
 

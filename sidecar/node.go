@@ -24,6 +24,7 @@ func (s *Sidecar) describe() *vftv1.Node {
 		n.Restores = append(n.Restores, &vftv1.RestoreSupport{Restore: protoRestore(r.Way), Works: r.OK, Why: r.Why})
 	}
 	n.Images = s.imageIDs()
+	n.Levels = s.outside.names()
 	if s.watch != nil {
 		n.Health = s.watch.now()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -13,15 +14,16 @@ import (
 
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
 	"github.com/mpirun-vft/vft/ckpt"
+	"github.com/mpirun-vft/vft/ckpt/level/outside"
 	"github.com/mpirun-vft/vft/ckpt/object"
 )
 
 // fetchPart makes sure that the node holds a whole copy of a part, reading at
-// most so many bytes per second from other nodes if there is a limit, and
-// returns how many bytes came. The error has the code data_loss when all who
-// should have it answered that they have not.
+// most so many bytes per second from other nodes and levels outside if there is
+// a limit, and returns how many bytes came. The error has the code data_loss
+// when all who should have it answered that they have not.
 func (s *Sidecar) fetchPart(ctx context.Context, id ckpt.PartID, src *vftv1.PartSource, bandwidth int64) (int64, error) {
-	from := s.holders(src, bandwidth)
+	from := s.holders(id, src, bandwidth)
 	_, moved, err := s.parts.Fetch(ctx, id, src.GetManifest(), from)
 	if err != nil {
 		return moved.Bytes, from.explain(ctx, id, err)
@@ -31,11 +33,14 @@ func (s *Sidecar) fetchPart(ctx context.Context, id ckpt.PartID, src *vftv1.Part
 
 // verifyPart reads every byte of a part and takes what is damaged from others.
 func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) (*vftv1.VerifyPartResponse, error) {
-	if req.GetBoot() != nil || req.GetLevel() != levelLocal {
-		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("only a node's own copy can be verified"))
+	switch {
+	case req.GetBoot() != nil:
+		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("a guest cannot be restored for trial"))
+	case req.GetLevel() != levelLocal:
+		return s.verifyOutside(ctx, req)
 	}
 	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetPart().GetEpoch(), Guest: int(req.GetPart().GetGuest())}
-	from := s.holders(req.GetPart(), 0)
+	from := s.holders(id, req.GetPart(), 0)
 	_, moved, err := s.parts.Verify(ctx, id, req.GetPart().GetManifest(), from)
 	if err != nil {
 		return nil, from.explain(ctx, id, err)
@@ -48,18 +53,27 @@ func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) 
 	return &vftv1.VerifyPartResponse{Bytes: moved.Read, Repaired: moved.Bytes}, nil
 }
 
-// holders are the other nodes that have a copy of a part, as a source of it:
-// what one does not give is asked for at the next one.
+// holders are who has a copy of a part besides this node, as a source of it:
+// other nodes first, then levels outside. What one does not give is asked for
+// at the next one.
 type holders struct {
-	s     *Sidecar
-	nodes []*vftv1.Member
-	own   bool // this node is said to have one, too
-	limit *rate.Limiter
+	s       *Sidecar
+	origins []origin
+	own     bool // this node is said to have one, too
+	limit   *rate.Limiter
 
-	patience time.Duration // with one node for one answer; 0: until the context ends
+	patience bool // with one origin for one answer is limited
 }
 
-func (s *Sidecar) holders(src *vftv1.PartSource, bandwidth int64) *holders {
+// origin is where a copy of a part may be.
+type origin interface {
+	ckpt.Source
+	fmt.Stringer
+	// patience is how long it is waited for while a guest waits for a page.
+	patience() time.Duration
+}
+
+func (s *Sidecar) holders(id ckpt.PartID, src *vftv1.PartSource, bandwidth int64) *holders {
 	h := &holders{s: s, limit: rate.NewLimiter(rate.Inf, 0)}
 	if bandwidth > 0 {
 		h.limit = rate.NewLimiter(rate.Limit(bandwidth), object.MaxSize)
@@ -69,18 +83,21 @@ func (s *Sidecar) holders(src *vftv1.PartSource, bandwidth int64) *holders {
 			h.own = true
 			continue
 		}
-		h.nodes = append(h.nodes, m)
+		h.origins = append(h.origins, &otherNode{s, m})
+	}
+	for _, l := range src.GetLevels() {
+		h.origins = append(h.origins, &outsidePlace{s: s, level: l.GetLevel(), id: id, manifest: src.GetManifest()})
 	}
 	return h
 }
 
-// noHolder says that no node gave what was asked for.
+// noHolder says that nobody gave what was asked for.
 type noHolder struct {
 	errs []error // one of each that was asked
 	lost bool    // all answered, and asking again would not help
 }
 
-// Error says what the nodes said.
+// Error says what they said.
 func (e *noHolder) Error() string {
 	if len(e.errs) == 0 {
 		return "no other node should have one"
@@ -88,19 +105,19 @@ func (e *noHolder) Error() string {
 	return errors.Join(e.errs...).Error()
 }
 
-// Unwrap returns what the nodes said.
+// Unwrap returns what they said.
 func (e *noHolder) Unwrap() []error { return e.errs }
 
-// try asks one node after the other until one answers well. An error of ask
-// that is not the node's ends it.
-func (h *holders) try(ctx context.Context, ask func(ctx context.Context, address string) error, local *error) error {
+// try asks one origin after the other until one answers well. An error of ask
+// that is not the origin's ends it.
+func (h *holders) try(ctx context.Context, ask func(context.Context, origin) error, local *error) error {
 	failed := &noHolder{lost: true}
 	if h.own {
 		failed.errs = append(failed.errs, fmt.Errorf("%s: not here any more", h.s.cfg.Node.GetId()))
 	}
-	for _, m := range h.nodes {
-		one, cancel := h.bound(ctx)
-		err := ask(one, m.GetAddress())
+	for _, p := range h.origins {
+		one, cancel := h.bound(ctx, p)
+		err := ask(one, p)
 		cancel()
 		switch {
 		case err == nil:
@@ -111,40 +128,37 @@ func (h *holders) try(ctx context.Context, ask func(ctx context.Context, address
 			return context.Cause(ctx)
 		}
 		failed.lost = failed.lost && lost(err)
-		failed.errs = append(failed.errs, fmt.Errorf("%s: %w", m.GetNode(), err))
+		failed.errs = append(failed.errs, fmt.Errorf("%v: %w", p, err))
 	}
 	return failed
 }
 
-// bound bounds what is asked of one node.
-func (h *holders) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if h.patience > 0 {
-		return context.WithTimeout(ctx, h.patience)
+// bound bounds what is asked of one origin.
+func (h *holders) bound(ctx context.Context, p origin) (context.Context, context.CancelFunc) {
+	if h.patience {
+		return context.WithTimeout(ctx, p.patience())
 	}
 	return context.WithCancel(ctx)
 }
 
-// lost says that asking the same node again would not help.
+// lost says that asking the same origin again would not help.
 func lost(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeNotFound, connect.CodeDataLoss:
 		return true
 	default:
-		return errors.Is(err, ckpt.ErrTransfer)
+		return errors.Is(err, ckpt.ErrTransfer) || errors.Is(err, outside.ErrGone)
 	}
 }
 
 // Manifest implements ckpt.Source.
 func (h *holders) Manifest(ctx context.Context, id ckpt.PartID, digest string) (raw []byte, err error) {
 	var local error
-	err = h.try(ctx, func(ctx context.Context, address string) error {
-		resp, err := h.s.cfg.Peer(address).GetManifest(ctx, connect.NewRequest(&vftv1.GetManifestRequest{
-			Job: id.Job, Epoch: id.Epoch, Guest: uint32(id.Guest), Manifest: digest,
-		}))
+	err = h.try(ctx, func(ctx context.Context, p origin) error {
+		raw, err = p.Manifest(ctx, id, digest)
 		if err != nil {
 			return err
 		}
-		raw = resp.Msg.GetManifest()
 		if got := ckpt.Digest(raw); got != digest {
 			return fmt.Errorf("%w: it sent manifest %s", ckpt.ErrTransfer, got)
 		}
@@ -159,24 +173,15 @@ func (h *holders) Objects(ctx context.Context, kind object.Kind, ids []object.ID
 	for _, id := range ids {
 		missing[id] = true
 	}
-	var local error // of got, and not the node's fault
-	return h.try(ctx, func(ctx context.Context, address string) error {
-		want := make([]byte, 0, len(missing)*len(object.ID{}))
+	var local error // of got, and not the origin's fault
+	return h.try(ctx, func(ctx context.Context, p origin) error {
+		want := make([]object.ID, 0, len(missing))
 		for _, id := range ids { // in order: neighbours are stored together
 			if missing[id] {
-				want = append(want, id[:]...)
+				want = append(want, id)
 			}
 		}
-		stream, err := h.s.cfg.Peer(address).GetObjects(ctx, connect.NewRequest(&vftv1.GetObjectsRequest{Kind: uint32(kind), Ids: want}))
-		if err != nil {
-			return err
-		}
-		defer stream.Close() //nolint:errcheck // Receive reports what matters
-		for stream.Receive() {
-			e, err := extentOf(kind, stream.Msg())
-			if err != nil {
-				return err
-			}
+		err := p.Objects(ctx, kind, want, func(e object.Extent) error {
 			if err := h.limit.WaitN(ctx, len(e.Stored)); err != nil {
 				return err
 			}
@@ -189,15 +194,107 @@ func (h *holders) Objects(ctx context.Context, kind object.Kind, ids []object.ID
 			for _, id := range e.IDs {
 				delete(missing, id)
 			}
+			return nil
+		})
+		if err == nil && len(missing) > 0 {
+			err = fmt.Errorf("%w: %d objects were not sent", ckpt.ErrTransfer, len(missing))
 		}
-		if err := stream.Err(); err != nil {
+		return err
+	}, &local)
+}
+
+// otherNode is a node that has a copy of a part.
+type otherNode struct {
+	s *Sidecar
+	m *vftv1.Member
+}
+
+// String names the node.
+func (n *otherNode) String() string { return n.m.GetNode() }
+
+func (n *otherNode) patience() time.Duration { return nodePatience }
+
+// Manifest implements ckpt.Source.
+func (n *otherNode) Manifest(ctx context.Context, id ckpt.PartID, digest string) ([]byte, error) {
+	resp, err := n.s.cfg.Peer(n.m.GetAddress()).GetManifest(ctx, connect.NewRequest(&vftv1.GetManifestRequest{
+		Job: id.Job, Epoch: id.Epoch, Guest: uint32(id.Guest), Manifest: digest,
+	}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg.GetManifest(), nil
+}
+
+// Objects implements ckpt.Source.
+func (n *otherNode) Objects(ctx context.Context, kind object.Kind, ids []object.ID, got func(object.Extent) error) error {
+	want := make([]byte, 0, len(ids)*len(object.ID{}))
+	for _, id := range ids {
+		want = append(want, id[:]...)
+	}
+	stream, err := n.s.cfg.Peer(n.m.GetAddress()).GetObjects(ctx, connect.NewRequest(&vftv1.GetObjectsRequest{Kind: uint32(kind), Ids: want}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close() //nolint:errcheck // Receive reports what matters
+	for stream.Receive() {
+		e, err := extentOf(kind, stream.Msg())
+		if err != nil {
 			return err
 		}
-		if len(missing) > 0 {
-			return fmt.Errorf("%w: %d objects were not sent", ckpt.ErrTransfer, len(missing))
+		if err := got(e); err != nil {
+			return err
 		}
-		return nil
-	}, &local)
+	}
+	return stream.Err()
+}
+
+// outsidePlace is a level outside the nodes that has a part.
+type outsidePlace struct {
+	s        *Sidecar
+	level    string
+	id       ckpt.PartID
+	manifest string
+
+	mu     sync.Mutex
+	source *outside.Source // nil: not opened yet
+}
+
+// String names the level.
+func (p *outsidePlace) String() string { return p.level }
+
+// patience is longer than for a node: it has to read indexes first.
+func (p *outsidePlace) patience() time.Duration { return 4 * nodePatience }
+
+// open opens the level, which may be for the first time.
+func (p *outsidePlace) open() (*outside.Source, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.source == nil {
+		l, err := p.s.outsideAt(p.level)
+		if err != nil {
+			return nil, err
+		}
+		p.source = l.Source(p.id, p.manifest)
+	}
+	return p.source, nil
+}
+
+// Manifest implements ckpt.Source.
+func (p *outsidePlace) Manifest(ctx context.Context, id ckpt.PartID, digest string) ([]byte, error) {
+	src, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	return src.Manifest(ctx, id, digest)
+}
+
+// Objects implements ckpt.Source.
+func (p *outsidePlace) Objects(ctx context.Context, kind object.Kind, ids []object.ID, got func(object.Extent) error) error {
+	src, err := p.open()
+	if err != nil {
+		return err
+	}
+	return src.Objects(ctx, kind, ids, got)
 }
 
 // extentOf reads an extent from a message. The limits of the format hold.
@@ -243,11 +340,21 @@ func (h *holders) explain(ctx context.Context, id ckpt.PartID, err error) error 
 		if none.lost && len(none.errs) > 0 {
 			code = connect.CodeDataLoss
 		}
-		err = fmt.Errorf("no node gave a good copy of epoch %d of guest %d: %w", id.Epoch, id.Guest, err)
+		err = fmt.Errorf("%s gave a good copy of epoch %d of guest %d: %w", h.nobody(), id.Epoch, id.Guest, err)
 	default:
 		return coded(err)
 	}
 	return connect.NewError(code, err)
+}
+
+// nobody names all who could have had a copy.
+func (h *holders) nobody() string {
+	for _, p := range h.origins {
+		if _, ok := p.(*outsidePlace); ok {
+			return "no node and no level"
+		}
+	}
+	return "no node"
 }
 
 // sendManifest answers another node that lacks a part.

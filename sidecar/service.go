@@ -11,6 +11,8 @@ import (
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
 	"github.com/mpirun-vft/vft/api/gen/vft/v1/vftv1connect"
 	"github.com/mpirun-vft/vft/ckpt"
+	"github.com/mpirun-vft/vft/ckpt/level/backend"
+	"github.com/mpirun-vft/vft/ckpt/level/outside"
 	"github.com/mpirun-vft/vft/ckpt/object"
 	"github.com/mpirun-vft/vft/quiesce"
 )
@@ -36,11 +38,17 @@ func coded(err error) error {
 		return err
 	case errors.Is(err, errFenced), errors.Is(err, errOldMove), errors.Is(err, quiesce.ErrStale):
 		code = connect.CodeFailedPrecondition
-	case errors.Is(err, ckpt.ErrCorrupt), errors.Is(err, object.ErrCorrupt):
+	case errors.Is(err, errNoLevel):
+		code = connect.CodeFailedPrecondition
+	case errors.Is(err, ckpt.ErrCorrupt), errors.Is(err, object.ErrCorrupt), errors.Is(err, outside.ErrGone):
 		code = connect.CodeDataLoss
 	case errors.Is(err, errUnknown), errors.Is(err, ckpt.ErrNotFound), errors.Is(err, object.ErrNotFound):
 		code = connect.CodeNotFound
-	case errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, backend.ErrUnreachable), errors.Is(err, backend.ErrLost):
+		code = connect.CodeUnavailable
+	case errors.Is(err, backend.ErrDenied):
+		code = connect.CodePermissionDenied
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, backend.ErrNoSpace):
 		code = connect.CodeResourceExhausted
 	case errors.Is(err, context.DeadlineExceeded):
 		code = connect.CodeDeadlineExceeded
@@ -186,6 +194,11 @@ func (h *Service) SecurePart(ctx context.Context, req *connect.Request[vftv1.Sec
 // ListParts implements the RPC.
 func (h *Service) ListParts(ctx context.Context, _ *connect.Request[vftv1.ListPartsRequest]) (*connect.Response[vftv1.ListPartsResponse], error) {
 	return reply(h.s.listParts(ctx))
+}
+
+// RemoveEpochs implements the RPC.
+func (h *Service) RemoveEpochs(ctx context.Context, req *connect.Request[vftv1.RemoveEpochsRequest]) (*connect.Response[vftv1.RemoveEpochsResponse], error) {
+	return reply(&vftv1.RemoveEpochsResponse{}, h.s.removeEpochs(ctx, req.Msg))
 }
 
 // SignalProgram implements the RPC.

@@ -27,6 +27,7 @@ import (
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
 	"github.com/mpirun-vft/vft/api/gen/vft/v1/vftv1connect"
 	"github.com/mpirun-vft/vft/ckpt"
+	"github.com/mpirun-vft/vft/ckpt/level/outside"
 	"github.com/mpirun-vft/vft/guest"
 	"github.com/mpirun-vft/vft/guest/image"
 	"github.com/mpirun-vft/vft/internal/faultpoint"
@@ -48,6 +49,9 @@ type Config struct {
 	Data string
 	// Run holds sockets; paths below it must stay within 107 bytes.
 	Run string
+	// LevelDirectories are those at or below which jobs may have checkpoints
+	// kept (levels dir:/PATH); "/" allows any. Empty: there are none.
+	LevelDirectories []string
 	// Images is the image cache directory.
 	Images string
 	// QEMU is the binary's name or path.
@@ -91,7 +95,9 @@ type Sidecar struct {
 	net   *overlay.Switch
 	parts *ckpt.Store
 	blobs *ckpt.Blobs
-	watch *healthWatch // nil: none
+	// outside are levels that are not on nodes.
+	outside *outsideLevels
+	watch   *healthWatch // nil: none
 
 	ready chan struct{}
 	// kick makes the next heartbeat go out at once.
@@ -151,6 +157,9 @@ func New(cfg Config) (*Sidecar, error) {
 		return nil, err
 	}
 	s.blobs = s.parts.Blobs()
+	s.outside = &outsideLevels{
+		dirs: cfg.LevelDirectories, node: cfg.Node.GetId(), opt: outside.Options{Log: s.log, Faults: cfg.Faults},
+	}
 	s.net, err = overlay.New(overlay.Config{
 		Node: cfg.Node.GetId(), Session: cfg.Session, Dial: cfg.DialLink, CheckPeer: cfg.CheckPeer, MAC: guest.MAC, Logger: s.log,
 	})
@@ -209,7 +218,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 		}
 	}
 	s.life.end()
-	err = errors.Join(err, s.parts.Close())
+	err = errors.Join(err, s.outside.close(), s.parts.Close())
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}

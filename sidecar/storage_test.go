@@ -297,7 +297,7 @@ func TestDeletedPartsStayDeleted(t *testing.T) {
 	assert.Zero(t, usage().GetStoredBytes())
 	assert.Empty(t, usage().GetJobs())
 	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(del(&vftv1.DeletePartsRequest{Job: "../x", All: true})))
-	_, err := s.cfg.Peer(address).CollectStore(ctx, connect.NewRequest(&vftv1.CollectStoreRequest{Level: "s3:bucket"}))
+	_, err := s.cfg.Peer(address).CollectStore(ctx, connect.NewRequest(&vftv1.CollectStoreRequest{Level: "rs:2+1"}))
 	assert.Equal(t, connect.CodeUnimplemented, connect.CodeOf(err))
 }
 

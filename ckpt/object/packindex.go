@@ -250,6 +250,24 @@ func (p *PackIndex) ReadExtent(r io.ReaderAt, i int) ([]byte, error) {
 	return raw, nil
 }
 
+// Verify reads what of the pack is outside its index, header and extents, from
+// the beginning to the end, and verifies every object. Errors: a CorruptError,
+// about the first damage, or that of r.
+func (p *PackIndex) Verify(r io.ReaderAt) error {
+	if c := p.checkHeader(r); c != nil {
+		if c.Err != nil && !errors.Is(c.Err, io.ErrUnexpectedEOF) {
+			return c.Err
+		}
+		return c
+	}
+	for i := range p.extents {
+		if _, err := p.ReadExtent(r, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // LoadExtent reads an extent as it is stored, decrypted but not decompressed.
 // Its digest has been compared, its objects have not been verified.
 func (p *PackIndex) LoadExtent(r io.ReaderAt, i int) (Extent, error) {

@@ -3,6 +3,7 @@ package object
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"runtime"
 	"sync"
@@ -157,4 +158,36 @@ func (v *verification) extent(p *pack, x *PackIndex, i int, f fsys.File, raw *[]
 	if !hit {
 		v.damaged(blame(p.name, i, damage))
 	}
+}
+
+// VerifyPack reads every byte of one pack as Verify does, and returns the first
+// damage, a CorruptError. A pack that has been deleted is an ErrNotFound.
+func (s *Store) VerifyPack(ctx context.Context, name PackName) error {
+	done, err := s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, stop := s.untilClose(ctx)
+	defer stop()
+	p := s.packs.name(name)
+	if p == nil {
+		return fmt.Errorf("pack %v: %w", name, ErrNotFound)
+	}
+	var first *CorruptError
+	v := &verification{s: s, report: func(err *CorruptError) {
+		if first == nil {
+			first = err
+		}
+	}}
+	if err := v.pack(ctx, p); err != nil {
+		return err
+	}
+	switch {
+	case first != nil:
+		return first
+	case v.Packs == 0: // deleted meanwhile
+		return fmt.Errorf("pack %v: %w", name, ErrNotFound)
+	}
+	return nil
 }

@@ -194,6 +194,7 @@ func (l *Lab) writeConfigs(o Options, replicas []nodeconf.Replica) error {
 			Run: filepath.Join(l.state.Run, n.ID), Images: o.Images, QEMU: o.QEMU,
 			Lease: nodeconf.Duration(o.Lease), CPUs: o.CPUs, LabControl: true,
 			HealthRoot: MachineDir, HealthRules: o.HealthRules,
+			LevelDirectories: []string{"/"}, // a lab is its user's own
 		}
 		if err := os.Mkdir(filepath.Join(dir, MachineDir), 0o700); err != nil {
 			return fmt.Errorf("making the machine of node %s: %w", n.ID, err)

@@ -55,6 +55,11 @@ type Node struct {
 	HealthRules   string    `json:"health_rules,omitempty"` // rules file; "": those compiled in
 	Policy        string    `json:"policy,omitempty"`       // file with the site's expression about alarms; "": that built in
 	LabControl    bool      `json:"lab_control,omitempty"`
+
+	// LevelDirectories are those at or below which jobs may have checkpoints
+	// kept (levels dir:/PATH): absolute paths that name the same directories on
+	// every node. "/" allows any; none is the default.
+	LevelDirectories []string `json:"level_directories,omitempty"`
 }
 
 // Cluster tells a client where a cluster is and who the client is.
@@ -93,6 +98,12 @@ func LoadNode(path string) (Node, error) {
 	}
 	if n.ID == "" || n.Sidecar == "" || len(n.Replicas) == 0 {
 		return n, fmt.Errorf("%s: id, sidecar and replicas must be set", path)
+	}
+	for i, d := range n.LevelDirectories {
+		if !filepath.IsAbs(d) {
+			return n, fmt.Errorf("%s: level_directories: %q must be absolute: it names the same directory on every node", path, d)
+		}
+		n.LevelDirectories[i] = filepath.Clean(d)
 	}
 	for _, p := range []*string{&n.Certificates, &n.Data, &n.Raft, &n.Run, &n.Images, &n.HealthRoot, &n.HealthRules, &n.Policy} {
 		*p = below(path, *p)

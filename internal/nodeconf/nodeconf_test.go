@@ -16,7 +16,7 @@ func node() Node {
 		Version: Version, ID: "n1", FailureDomain: "rack1", Coordinator: true,
 		Replicas: []Replica{{ID: "n1", Address: "127.0.0.1:7700"}}, Sidecar: "127.0.0.1:7701",
 		Certificates: "certs", Data: "data", Raft: "raft", Run: "/run/vft", Images: "../images",
-		Lease: Duration(3 * time.Second), Heartbeat: Duration(500 * time.Millisecond), CPUs: 2,
+		Lease: Duration(3 * time.Second), Heartbeat: Duration(500 * time.Millisecond), CPUs: 2, LevelDirectories: []string{"/scratch//ckpt/"},
 	}
 }
 
@@ -35,6 +35,7 @@ func TestNodeRoundTrip(t *testing.T) {
 	require.NoError(t, err)
 	n.Certificates, n.Data, n.Raft = filepath.Join(dir, "certs"), filepath.Join(dir, "data"), filepath.Join(dir, "raft")
 	n.Images = filepath.Join(filepath.Dir(dir), "images")
+	n.LevelDirectories = []string{"/scratch/ckpt"}
 	assert.Equal(t, n, back, "relative paths are below the file's directory, absolute ones stay")
 }
 
@@ -53,11 +54,12 @@ func TestNodesThatAreRefused(t *testing.T) {
 		change func(*Node)
 		want   []string
 	}{
-		"newer":       {func(n *Node) { n.Version = 2 }, []string{"version 2", "version 1", "make the node anew"}},
-		"without one": {func(n *Node) { n.Version = 0 }, []string{"version 0"}},
-		"no id":       {func(n *Node) { n.ID = "" }, []string{"id, sidecar and replicas must be set"}},
-		"no sidecar":  {func(n *Node) { n.Sidecar = "" }, []string{"id, sidecar and replicas must be set"}},
-		"no replicas": {func(n *Node) { n.Replicas = nil }, []string{"id, sidecar and replicas must be set"}},
+		"newer":             {func(n *Node) { n.Version = 2 }, []string{"version 2", "version 1", "make the node anew"}},
+		"without one":       {func(n *Node) { n.Version = 0 }, []string{"version 0"}},
+		"no id":             {func(n *Node) { n.ID = "" }, []string{"id, sidecar and replicas must be set"}},
+		"no sidecar":        {func(n *Node) { n.Sidecar = "" }, []string{"id, sidecar and replicas must be set"}},
+		"a level elsewhere": {func(n *Node) { n.LevelDirectories = []string{"/ok", "ckpt"} }, []string{"level_directories", `"ckpt"`, "absolute"}},
+		"no replicas":       {func(n *Node) { n.Replicas = nil }, []string{"id, sidecar and replicas must be set"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

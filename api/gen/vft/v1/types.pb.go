@@ -2743,6 +2743,7 @@ type Node struct {
 	Drained        string                 `protobuf:"bytes,15,opt,name=drained,proto3" json:"drained,omitempty"`  // why guests are moved away and none are placed here; empty: they are not
 	Health         *Health                `protobuf:"bytes,16,opt,name=health,proto3" json:"health,omitempty"`    // the verdict of its probes; absent: it runs none
 	Restores       []*RestoreSupport      `protobuf:"bytes,17,rep,name=restores,proto3" json:"restores,omitempty"`
+	Levels         []string               `protobuf:"bytes,18,rep,name=levels,proto3" json:"levels,omitempty"` // outside the nodes that it can keep: s3 for all buckets, dir:/PATH for what is at or below PATH
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2892,6 +2893,13 @@ func (x *Node) GetHealth() *Health {
 func (x *Node) GetRestores() []*RestoreSupport {
 	if x != nil {
 		return x.Restores
+	}
+	return nil
+}
+
+func (x *Node) GetLevels() []string {
+	if x != nil {
+		return x.Levels
 	}
 	return nil
 }
@@ -3468,7 +3476,7 @@ const file_vft_v1_types_proto_rawDesc = "" +
 	"\x0eRestoreSupport\x12)\n" +
 	"\arestore\x18\x01 \x01(\x0e2\x0f.vft.v1.RestoreR\arestore\x12\x14\n" +
 	"\x05works\x18\x02 \x01(\bR\x05works\x12\x10\n" +
-	"\x03why\x18\x03 \x01(\tR\x03why\"\xaa\x04\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\"\xc2\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12%\n" +
@@ -3488,7 +3496,8 @@ const file_vft_v1_types_proto_rawDesc = "" +
 	"\x06images\x18\x0e \x03(\tR\x06images\x12\x18\n" +
 	"\adrained\x18\x0f \x01(\tR\adrained\x12&\n" +
 	"\x06health\x18\x10 \x01(\v2\x0e.vft.v1.HealthR\x06health\x122\n" +
-	"\brestores\x18\x11 \x03(\v2\x16.vft.v1.RestoreSupportR\brestores\"\xad\x01\n" +
+	"\brestores\x18\x11 \x03(\v2\x16.vft.v1.RestoreSupportR\brestores\x12\x16\n" +
+	"\x06levels\x18\x12 \x03(\tR\x06levels\"\xad\x01\n" +
 	"\x06Health\x12)\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x13.vft.v1.HealthStateR\x05state\x12\x1e\n" +
 	"\n" +
