@@ -152,7 +152,10 @@ func TestNewLeaderKeepsTheDecision(t *testing.T) {
 	waitFor(t, reached, "PrepareMove")
 	c.nodes[to].hook("PrepareMove", func(context.Context, string) error { return nil })
 	c.crash(c.leader())
-	c.eventually("the guest is away", func() bool { return c.job("j") != nil && nodeOf(c.job("j"), 1) == to })
+	c.eventually("the guest is away", func() bool {
+		j := c.job("j") // none while nobody leads
+		return j != nil && nodeOf(j, 1) == to
+	})
 	if j := c.running("j", 1); len(c.decisions("j", policy.Migrate)) != 1 {
 		t.Errorf("decisions %v", events(j, "decision"))
 	}
