@@ -97,9 +97,9 @@ func (inc *incarnation) prepareWith(ctx context.Context, epoch uint64, engine vm
 	return nil
 }
 
-// readyEpoch makes the snapshots of all local guests ready to be cut. Those that the
-// participant does not take are given up: a guest that has one left over could
-// never be saved again.
+// readyEpoch makes the snapshots of all local guests ready to be cut. Those that
+// the participant does not take are given up: a guest that has one left over
+// could never be saved again.
 func (inc *incarnation) readyEpoch(ctx context.Context, w *epochWork, cameraOf func(*guestVM) camera) error {
 	cut, err := inc.participant()
 	if err != nil {
@@ -126,7 +126,8 @@ func (inc *incarnation) readyEpoch(ctx context.Context, w *epochWork, cameraOf f
 }
 
 // endFormer gives up an earlier epoch that was not completed and that nobody has
-// aborted here: the call may be on its way, or have been lost.
+// aborted here: the call may be on its way, or have been lost. It refuses one
+// that is itself an earlier one.
 func (inc *incarnation) endFormer(ctx context.Context, cut *quiesce.Participant, number uint64) error {
 	former, _ := cut.State()
 	inc.mu.Lock()
@@ -137,7 +138,10 @@ func (inc *incarnation) endFormer(ctx context.Context, cut *quiesce.Participant,
 		}
 	}
 	inc.mu.Unlock()
-	if w == nil || former >= number || w.complete() {
+	switch {
+	case former > number:
+		return fmt.Errorf("%w: %d", quiesce.ErrStale, former)
+	case w == nil || former == number || w.complete():
 		return nil
 	}
 	// The time that this may take is the caller's, and the copies' end is waited
@@ -161,12 +165,20 @@ func (inc *incarnation) aim(ctx context.Context, w *epochWork, g *guestVM, camer
 	if err != nil {
 		return nil, err
 	}
-	snap, err := c.Snapshot(inc.work.ctx, w.engine, newPartSink(writer), vm.SnapshotOptions{})
-	if err != nil {
-		writer.Abort()
-		return nil, err
+	for {
+		snap, err := c.Snapshot(inc.work.ctx, w.engine, newPartSink(writer), vm.SnapshotOptions{})
+		if errors.Is(err, vm.ErrBusy) { // a late call for another epoch was faster, and will be refused
+			err = c.AwaitSnapshot(ctx)
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			writer.Abort()
+			return nil, err
+		}
+		return &partWork{guest: g, snap: snap, writer: writer}, nil
 	}
-	return &partWork{guest: g, snap: snap, writer: writer}, nil
 }
 
 // complete says whether all parts are stored.

@@ -144,6 +144,24 @@ func TestPrepareEndsTheFormerEpoch(t *testing.T) {
 	_, prepare := preparing(t, p)
 	require.NoError(t, prepare(t.Context(), 1))
 	require.NoError(t, prepare(t.Context(), 1), "a repeated call")
-	require.NoError(t, prepare(t.Context(), 2))
+	require.NoError(t, prepare(t.Context(), 3))
 	assert.False(t, p.free())
+	require.ErrorIs(t, prepare(t.Context(), 2), quiesce.ErrStale, "a late call")
+	assert.False(t, p.free(), "it has no effect")
+}
+
+// A call for an epoch that will be refused may be faster to the guest.
+func TestPrepareWaitsForTheRefused(t *testing.T) {
+	p := &photographed{slow: make(chan struct{})}
+	inc, prepare := preparing(t, p)
+	require.NoError(t, inc.abortEpoch(t.Context(), 1))
+	refused := make(chan error, 1)
+	go func() { refused <- prepare(t.Context(), 1) }()
+	require.Eventually(t, func() bool { return !p.free() }, 10*time.Second, time.Millisecond)
+	second := make(chan error, 1)
+	go func() { second <- prepare(t.Context(), 2) }()
+	assert.Never(t, func() bool { return len(second) > 0 }, 20*time.Millisecond, 5*time.Millisecond)
+	close(p.slow)
+	require.NoError(t, <-second)
+	require.Error(t, <-refused)
 }
