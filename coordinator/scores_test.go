@@ -40,6 +40,7 @@ func TestRuleThatMisfires(t *testing.T) {
 	c := newCluster(t, 3, 3, func(cfg *Config) {
 		metrics[cfg.ID] = prometheus.NewRegistry()
 		cfg.Metrics = metrics[cfg.ID]
+		cfg.Lease = 3 * time.Second // a node that is slow for a moment has not failed
 	})
 	c.submit(spec("j", 2))
 	j := c.running("j", 1)
