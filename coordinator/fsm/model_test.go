@@ -82,8 +82,10 @@ func (x *machine) send(t *rapid.T, cmd *vftv1.Command) Result {
 	if !proto.Equal(scores, unread) {
 		t.Fatalf("a snapshot was modified in place by %v", cmd)
 	}
-	if again, err := Decode(after); err != nil || !bytes.Equal(encode(t, again), after) { // as a replica that restores it
-		t.Fatalf("the state does not survive its encoding after %v: %v", cmd, err)
+	if res.Changed { // a replica may restore it
+		if again, err := Decode(after); err != nil || !bytes.Equal(encode(t, again), after) {
+			t.Fatalf("the state does not survive its encoding after %v: %v", cmd, err)
+		}
 	}
 	x.check(t, cmd, jobs)
 	x.checkScores(t, cmd, scores)
