@@ -23,6 +23,7 @@ func (c *Coordinator) Access() access.Table {
 	return access.Table{
 		"Status":         everybody,
 		"ListNodes":      everybody,
+		"ListScores":     everybody,
 		"ListJobs":       people,
 		"SubmitJob":      people,
 		"ImportEpoch":    c.mayImport,

@@ -47,7 +47,7 @@ func TestWhoMayCallTheCoordinator(t *testing.T) {
 	owner := []string{"owner", "admin"}
 	admin := []string{"admin"}
 	want := map[string][]string{
-		"Status": everybody, "ListNodes": everybody,
+		"Status": everybody, "ListNodes": everybody, "ListScores": everybody,
 		"ListJobs": people, "SubmitJob": people, "ImportEpoch": owner,
 		"GetJob": owner, "WatchJob": owner, "StopJob": owner, "RestartJob": owner, "FinishJob": owner, "RenewClient": owner,
 		"TakeCheckpoint": owner, "DeleteEpoch": owner, "PinEpoch": owner, "VerifyEpoch": owner, "ResumeJob": owner, "SuspendJob": owner, "ContinueJob": owner, "MigrateGuest": owner, "PublishPort": owner,

@@ -54,6 +54,7 @@ func (a *alarm) reason() string {
 type decision struct {
 	policy.Decision
 	alarm    policy.Alarm
+	weighed  weighed
 	measured measured
 	by       string // the policy
 	fault    string // why it was not the user's
@@ -64,8 +65,9 @@ func (k *controller) judge(job *vftv1.Job, a *alarm) decision {
 	h, guests := a.node.GetHealth(), len(a.guests)
 	m := measure(job, k.c.store.jobs(), k.c.cfg.Lease)
 	_, err := placeOne(placing{spec: job.GetSpec(), nodes: k.c.store.nodes(), used: k.c.used(k.id), present: job.GetGuests()}, a.guests[0], "")
-	d := decision{measured: m, by: "default", alarm: policy.Alarm{
-		Confidence: h.GetConfidence(), Lead: time.Duration(h.GetLead()), Target: err == nil,
+	w := weigh(h, k.c.store.tallies())
+	d := decision{measured: m, weighed: w, by: "default", alarm: policy.Alarm{
+		Confidence: w.confidence, Lead: time.Duration(h.GetLead()), Target: err == nil,
 		Memory:    int64(guests) * int64(job.GetSpec().GetMemoryMib()) << 20,
 		Bandwidth: m.bandwidth, DirtyRate: m.dirty, MigrationLoss: time.Duration(guests) * m.move,
 	}}
@@ -270,14 +272,15 @@ func situation(jobs []*vftv1.Job, nodes []*vftv1.Node, from, to string, now time
 func (k *controller) sayDecision(ctx context.Context, a *alarm, d decision, deferred string) {
 	h, c := a.node.GetHealth(), d.measured.costs
 	figures := map[string]int64{
-		"confidence_ppm": int64(d.alarm.Confidence * 1e6), "lead": int64(d.alarm.Lead), "since_commit": int64(d.alarm.SinceCommit),
+		"confidence_ppm": int64(d.alarm.Confidence * 1e6), "own_confidence_ppm": int64(h.GetConfidence() * 1e6),
+		"weight_ppm": int64(d.weighed.weight() * 1e6), "lead": int64(d.alarm.Lead), "since_commit": int64(d.alarm.SinceCommit),
 		"guests": int64(len(a.guests)), "memory": d.alarm.Memory, "bandwidth": int64(d.alarm.Bandwidth), "dirty_rate": int64(d.alarm.DirtyRate),
 		"migration_loss": int64(d.alarm.MigrationLoss), "checkpoint": int64(c.Checkpoint), "latency": int64(c.Latency),
 		"restart": int64(c.Restart), "downtime": int64(c.Downtime),
 	}
 	labels := map[string]string{
 		"alarm": a.key, "node": a.node.GetId(), "action": string(d.Action), "rule": h.GetReasons()[0].GetRule(),
-		"evidence": h.GetReasons()[0].GetEvidence(), "policy": d.by,
+		"evidence": h.GetReasons()[0].GetEvidence(), "policy": d.by, "scores": d.weighed.String(),
 	}
 	for name, text := range map[string]string{"deferred": deferred, "assumed": strings.Join(d.measured.assumed, " "), "policy_fault": d.fault} {
 		if text != "" {

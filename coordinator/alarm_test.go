@@ -19,6 +19,7 @@ func (c *cluster) fall(node string, confidence float64, lead time.Duration) {
 	n.do(func() {
 		h := verdict(vftv1.HealthState_HEALTH_STATE_FAILING)
 		h.Confidence, h.Lead, h.Since = confidence, int64(lead), time.Now().UnixNano()
+		h.Reasons[0].Confidence, h.Reasons[0].Lead, h.Reasons[0].Window = confidence, int64(lead), 3*int64(lead)
 		n.node.Health = h
 	})
 }

@@ -56,6 +56,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	g.Go(func() error { return t.inspectNodes(ctx) })
 	g.Go(func() error { return t.collectOutside(ctx) })
 	g.Go(func() error { return t.prune(ctx) })
+	g.Go(func() error { return t.settleAlarms(ctx) })
 	return g.Wait()
 }
 

@@ -31,6 +31,8 @@ type metrics struct {
 	health  *prometheus.Desc
 	epochs  *prometheus.Desc
 	backlog *prometheus.Desc
+	alarms  *prometheus.Desc
+	weight  *prometheus.Desc
 }
 
 func newMetrics(c *Coordinator, r prometheus.Registerer) (*metrics, error) {
@@ -49,6 +51,8 @@ func newMetrics(c *Coordinator, r prometheus.Registerer) (*metrics, error) {
 		health:          prometheus.NewDesc("vft_node_health", "What a node says of itself: 0 unknown, 1 healthy, 2 suspect, 3 failing.", []string{"node"}, nil),
 		epochs:          prometheus.NewDesc("vft_epochs", "Committed epochs by level and how far they are there: pending, safe or failed.", []string{"level", "state"}, nil),
 		backlog:         prometheus.NewDesc("vft_level_backlog_parts", "Parts of committed epochs that are not safe at a level yet.", []string{"level"}, nil),
+		alarms:          prometheus.NewDesc("vft_health_rule_alarms_total", "How the alarms of a health rule turned out: hit, false, or missed for failures of nodes that it watched without one.", []string{"rule", "outcome"}, nil),
+		weight:          prometheus.NewDesc("vft_health_rule_weight", "What a health rule's confidence is multiplied with, from its alarms so far.", []string{"rule"}, nil),
 	}
 	if r == nil {
 		return m, nil
@@ -91,6 +95,8 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.health
 	ch <- m.epochs
 	ch <- m.backlog
+	ch <- m.alarms
+	ch <- m.weight
 }
 
 // Collect implements prometheus.Collector.
@@ -115,6 +121,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	m.collectLevels(ch)
+	for _, r := range m.c.store.standings() {
+		rule := r.GetScore().GetRule()
+		for outcome, n := range map[string]int64{"hit": r.GetScore().GetHits(), "false": r.GetScore().GetFalseAlarms(), "missed": r.GetScore().GetMissed()} {
+			ch <- prometheus.MustNewConstMetric(m.alarms, prometheus.CounterValue, float64(n), rule, outcome)
+		}
+		ch <- prometheus.MustNewConstMetric(m.weight, prometheus.GaugeValue, r.GetWeight(), rule)
+	}
 	now := m.c.cfg.Now()
 	for _, n := range m.c.store.nodes() {
 		ch <- prometheus.MustNewConstMetric(m.age, prometheus.GaugeValue, now.Sub(t.leases.seen(n.GetId())).Seconds(), n.GetId())

@@ -79,6 +79,9 @@ func TestSickNode(t *testing.T) {
 			t.Errorf("vft job why does not say %q", want)
 		}
 	}
+	if scores := string(shared.vft(t, "health", "scores")); !strings.Contains(scores, "memory-uncorrected") {
+		t.Errorf("vft health scores does not know the rule:\n%s", scores)
+	}
 	m.verified(3000, 250)
 	if n := m.count("restarted"); n != 0 {
 		t.Errorf("%d restarts, want none", n)

@@ -91,10 +91,10 @@ func (a *alarm) note(c *compiled, s *scope, r *Reading) {
 }
 
 // reason shows the alarm.
-func (a *alarm) reason(c *compiled, subject string, weight float64) Reason {
+func (a *alarm) reason(c *compiled, subject string) Reason {
 	return Reason{
 		Rule: c.Name, Subject: subject, Level: c.Level,
-		Confidence: math.Min(1, c.Confidence*weight),
+		Confidence: c.Confidence,
 		Lead:       time.Duration(a.Lead * float64(time.Second)),
 		Window:     time.Duration(c.Window),
 		Since:      a.Since, Evidence: a.Evidence, Reading: a.Reading,

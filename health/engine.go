@@ -10,14 +10,14 @@ import (
 // Engine applies rules to readings. It has no clock: time comes with the
 // readings. It is for one goroutine.
 type Engine struct {
-	rules   *Rules
-	state   engineState
-	weights map[string]float64
-	named   map[string]*compiled   // by name
-	metrics map[string][]*compiled // by metric
-	watched map[string]float64     // horizons by metric; 0: the value is enough
-	latest  float64                // newest Up seen
-	swept   float64                // Up when what does not come any more was last looked for
+	rules    *Rules
+	state    engineState
+	named    map[string]*compiled   // by name
+	metrics  map[string][]*compiled // by metric
+	watched  map[string]float64     // horizons by metric; 0: the value is enough
+	watching map[string]bool        // rules that had a reading
+	latest   float64                // newest Up seen
+	swept    float64                // Up when what does not come any more was last looked for
 }
 
 // engineState is all that an engine remembers.
@@ -48,7 +48,7 @@ const maxSeries = 16384
 func NewEngine(rules *Rules) *Engine {
 	e := &Engine{state: engineState{
 		Series: map[seriesKey]*series{}, Alarms: map[alarmKey]*alarm{}, Blind: true,
-	}}
+	}, watching: map[string]bool{}}
 	e.adopt(rules)
 	return e
 }
@@ -67,9 +67,17 @@ func (e *Engine) adopt(rules *Rules) {
 	}
 }
 
-// SetWeights gives rules weights from their scores; a rule without one has
-// weight 1. They take effect with the next readings.
-func (e *Engine) SetWeights(weights map[string]float64) { e.weights = maps.Clone(weights) }
+// Watching lists the rules in force that had something to read since the engine
+// began, in order. Only these could have announced a failure.
+func (e *Engine) Watching() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(e.watching)) {
+		if e.named[name] != nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
 
 // Reload puts other rules in place. Alarms of rules that are gone or are
 // another condition now are cleared. It reports what changed.
@@ -83,7 +91,7 @@ func (e *Engine) Reload(rules *Rules, at time.Time) (Change, bool) {
 			continue
 		}
 		if a.Phase == raised && was != nil {
-			cleared = append(cleared, a.reason(was, k.Subject, e.weight(k.Rule)))
+			cleared = append(cleared, a.reason(was, k.Subject))
 		}
 		delete(e.state.Alarms, k)
 	}
@@ -185,6 +193,7 @@ func (e *Engine) apply(r *Reading, s *series) (rose, fell []Reason) {
 		if !c.selects(r) {
 			continue
 		}
+		e.watching[c.Name] = true
 		if sc == nil {
 			sc = e.scope(r, s)
 		}
@@ -200,10 +209,10 @@ func (e *Engine) apply(r *Reading, s *series) (rose, fell []Reason) {
 			e.state.Alarms[k] = a
 		}
 		if up {
-			rose = append(rose, a.reason(c, r.Subject, e.weight(c.Name)))
+			rose = append(rose, a.reason(c, r.Subject))
 		}
 		if down {
-			fell = append(fell, a.reason(c, r.Subject, e.weight(c.Name)))
+			fell = append(fell, a.reason(c, r.Subject))
 		}
 	}
 	return rose, fell
@@ -239,13 +248,6 @@ func (e *Engine) scope(r *Reading, s *series) *scope {
 	}
 }
 
-func (e *Engine) weight(rule string) float64 {
-	if w, ok := e.weights[rule]; ok {
-		return w
-	}
-	return 1
-}
-
 // forget drops alarms and series whose readings do not come any more.
 func (e *Engine) forget() []Reason {
 	if e.latest-e.swept < sweepEvery {
@@ -259,7 +261,7 @@ func (e *Engine) forget() []Reason {
 			continue
 		}
 		if a.Phase == raised {
-			fell = append(fell, a.reason(c, k.Subject, e.weight(k.Rule)))
+			fell = append(fell, a.reason(c, k.Subject))
 		}
 		delete(e.state.Alarms, k)
 	}
@@ -296,7 +298,7 @@ func (e *Engine) alarms(in phase) []Reason {
 	var list []Reason
 	for k, a := range e.state.Alarms {
 		if c := e.named[k.Rule]; c != nil && a.Phase == in {
-			list = append(list, a.reason(c, k.Subject, e.weight(k.Rule)))
+			list = append(list, a.reason(c, k.Subject))
 		}
 	}
 	slices.SortFunc(list, compareReasons)

@@ -189,21 +189,43 @@ rules:
 	assert.InDelta(t, 1-0.4*0.8, v.Confidence, 1e-9)
 	assert.Equal(t, time.Hour, v.Lead, "the lead is that of the alarms that make the state")
 	assert.Equal(t, []string{"bad a", "odd a", "odd b"}, names(v.Reasons))
+}
 
-	m.engine.SetWeights(map[string]float64{"bad": 0.5})
-	m.see(reading(4, "a", 11))
-	v = m.engine.Verdict()
-	assert.Equal(t, Suspect, v.State, "a rule that was wrong too often makes nobody fail")
-	assert.InDelta(t, 1-0.7*0.8, v.Confidence, 1e-9)
-
-	m.engine.SetWeights(map[string]float64{"bad": 0.1, "odd": 0.1})
-	m.see(reading(5, "a", 11))
-	v = m.engine.Verdict()
+// An alarm that is not sure enough of itself for its level counts for less.
+func TestLevels(t *testing.T) {
+	m := newMachine(t, `version: 1
+base: none
+levels: {suspect: 0.1, failing: 0.5}
+rules:
+  - {name: timid, probe: p, metric: m, when: value > 10, level: failing, confidence: 0.4, lead: 1h, evidence: e}
+  - {name: faint, probe: p, metric: m, when: value > 5, level: suspect, confidence: 0.05, lead: 10m, evidence: e}
+`)
+	m.see(reading(1, "a", 6))
+	v := m.engine.Verdict()
 	assert.Equal(t, Healthy, v.State)
-	assert.Len(t, v.Reasons, 3, "but it is shown")
+	assert.Len(t, v.Reasons, 1, "but it is shown")
 	assert.Zero(t, v.Lead)
-	m.engine.SetWeights(map[string]float64{"bad": 5})
-	assert.InDelta(t, 1, m.engine.Verdict().Reasons[0].Confidence, 0)
+	m.see(reading(2, "a", 11))
+	assert.Equal(t, Suspect, m.engine.Verdict().State)
+}
+
+// A rule watches when there was something for it to read.
+func TestWatching(t *testing.T) {
+	m := newMachine(t, `version: 1
+base: none
+levels: {suspect: 0.1, failing: 0.5}
+rules:
+  - {name: seen, probe: p, metric: m, when: value > 10, level: failing, confidence: 0.4, lead: 1h, evidence: e}
+  - {name: blind, probe: q, metric: m, when: value > 10, level: failing, confidence: 0.4, lead: 1h, evidence: e}
+  - {name: elsewhere, probe: p, metric: m, subject: b, when: value > 10, level: failing, confidence: 0.4, lead: 1h, evidence: e}
+`)
+	assert.Empty(t, m.engine.Watching())
+	m.see(reading(1, "a", 6))
+	assert.Equal(t, []string{"seen"}, m.engine.Watching())
+	m.see(reading(1, "b", 6))
+	assert.Equal(t, []string{"elsewhere", "seen"}, m.engine.Watching())
+	m.engine.Reload(parse(t, one(", when: value > 10")), epoch)
+	assert.Empty(t, m.engine.Watching(), "rules that are gone watch no more")
 }
 
 func names(reasons []Reason) (list []string) {

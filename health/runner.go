@@ -218,11 +218,11 @@ func (r *Runner) Reload(rules *Rules) {
 	r.tell(change, changed)
 }
 
-// SetWeights gives rules weights from their scores; see package score.
-func (r *Runner) SetWeights(weights map[string]float64) {
+// Watching lists the rules that have something to read; see [Engine.Watching].
+func (r *Runner) Watching() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.engine.SetWeights(weights)
+	return r.engine.Watching()
 }
 
 // Save returns what the engine remembers; see [Engine.Save].

@@ -267,8 +267,7 @@ func TestSaveAndRestoreOfARunner(t *testing.T) {
 		assert.Equal(t, Unknown, r.Verdict().State)
 		require.NoError(t, r.Restore(data, "boot"))
 		assert.Equal(t, Failing, r.Verdict().State)
-		r.SetWeights(map[string]float64{"r": 0.5})
-		assert.InDelta(t, 0.3, r.Verdict().Confidence, 1e-9)
+		assert.InDelta(t, 0.6, r.Verdict().Confidence, 1e-9)
 		assert.Empty(t, r.Pending())
 	})
 }

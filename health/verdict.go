@@ -67,7 +67,7 @@ type Reason struct {
 	Rule       string        `json:"rule"`
 	Subject    string        `json:"subject,omitempty"`
 	Level      State         `json:"level"`
-	Confidence float64       `json:"confidence"` // effective: with the rule's weight
+	Confidence float64       `json:"confidence"` // the rule's own
 	Lead       time.Duration `json:"lead_ns"`
 	Window     time.Duration `json:"window_ns"` // a failure within it was predicted
 	Since      time.Time     `json:"since"`

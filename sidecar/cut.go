@@ -14,10 +14,20 @@ import (
 	"github.com/mpirun-vft/vft/vm"
 )
 
+// camera takes snapshots of one guest: its machine.
+type camera interface {
+	Snapshot(ctx context.Context, engine vm.Engine, sink vm.Sink, opts vm.SnapshotOptions) (vm.Snapshot, error)
+	// AwaitSnapshot returns when the snapshot in progress is over.
+	AwaitSnapshot(ctx context.Context) error
+}
+
 // epochWork is this node's share of one epoch in the making.
 type epochWork struct {
 	number uint64
 	engine vm.Engine
+	// prepared is when the snapshots are ready to be cut, cancel ends the wait for it.
+	prepared *future[struct{}]
+	cancel   context.CancelFunc
 
 	mu    sync.Mutex
 	parts map[uint32]*partWork
@@ -57,57 +67,137 @@ func (p *partWork) Abort(ctx context.Context) error {
 // EarlyStop is closed when the guest stood still before it was asked to.
 func (p *partWork) EarlyStop() <-chan time.Time { return p.snap.EarlyStop() }
 
-// prepare begins the epoch on this node.
+// prepare begins the epoch on this node and returns when all local guests can be
+// cut. What it has begun goes on when the caller gives up.
 func (inc *incarnation) prepare(ctx context.Context, epoch uint64, engine vftv1.Engine) error {
-	inc.mu.Lock()
-	if w := inc.epochs[epoch]; w != nil {
-		inc.mu.Unlock()
-		return nil // a repeated call
-	}
-	inc.mu.Unlock()
 	chosen, err := inc.s.chooseEngine(engine)
 	if err != nil {
 		return err
 	}
-	w := &epochWork{number: epoch, engine: chosen, parts: map[uint32]*partWork{}}
-	snaps := map[int]quiesce.Snapshot{}
-	for _, g := range inc.all() {
-		if state, why := g.get(); state == vftv1.GuestState_GUEST_STATE_DEAD {
-			w.drop()
-			return fmt.Errorf("guest %d is lost: %s", g.index, why)
-		}
-		writer, err := inc.s.parts.Create(inc.work.ctx, ckpt.PartID{Job: inc.job, Epoch: epoch, Guest: int(g.index)})
-		if err != nil {
-			w.drop()
-			return fmt.Errorf("guest %d: %w", g.index, err)
-		}
-		snap, err := g.machine.Snapshot(inc.work.ctx, chosen, newPartSink(writer), vm.SnapshotOptions{})
-		if err != nil {
-			writer.Abort()
-			w.drop()
-			return fmt.Errorf("guest %d: %w", g.index, err)
-		}
-		p := &partWork{guest: g, snap: snap, writer: writer}
-		w.parts[g.index] = p
-		snaps[int(g.index)] = p
-	}
+	return inc.prepareWith(ctx, epoch, chosen, func(g *guestVM) camera { return g.machine })
+}
+
+func (inc *incarnation) prepareWith(ctx context.Context, epoch uint64, engine vm.Engine, cameraOf func(*guestVM) camera) error {
 	inc.mu.Lock()
-	inc.epochs[epoch] = w
-	inc.mu.Unlock()
-	cut, err := inc.participant()
-	if err == nil {
-		err = cut.Prepare(ctx, epoch, snaps)
+	w := inc.epochs[epoch]
+	if w == nil {
+		w = &epochWork{number: epoch, engine: engine, parts: map[uint32]*partWork{}}
+		ctx, cancel := context.WithCancel(inc.work.ctx)
+		w.cancel = cancel
+		w.prepared = begin(inc.work, func(context.Context) (struct{}, error) {
+			defer cancel()
+			return struct{}{}, inc.readyEpoch(ctx, w, cameraOf)
+		})
+		inc.epochs[epoch] = w
 	}
-	if err != nil {
+	inc.mu.Unlock()
+	if _, err := w.prepared.wait(ctx); err != nil {
 		return fmt.Errorf("preparing epoch %d: %w", epoch, err)
 	}
 	return nil
 }
 
-// drop abandons parts that never reached the participant.
-func (w *epochWork) drop() {
+// readyEpoch makes the snapshots of all local guests ready to be cut. Those that
+// the participant does not take are given up: a guest that has one left over
+// could never be saved again.
+func (inc *incarnation) readyEpoch(ctx context.Context, w *epochWork, cameraOf func(*guestVM) camera) error {
+	cut, err := inc.participant()
+	if err != nil {
+		return err
+	}
+	if err := inc.endFormer(ctx, cut, w.number); err != nil {
+		return err
+	}
+	snaps := map[int]quiesce.Snapshot{}
+	for _, g := range inc.all() {
+		p, err := inc.aim(ctx, w, g, cameraOf)
+		if err != nil {
+			w.drop(ctx)
+			return fmt.Errorf("guest %d: %w", g.index, err)
+		}
+		w.parts[g.index] = p
+		snaps[int(g.index)] = p
+	}
+	if err := cut.Prepare(ctx, w.number, snaps); err != nil {
+		w.drop(ctx)
+		return err
+	}
+	return nil
+}
+
+// endFormer gives up an earlier epoch that was not completed and that nobody has
+// aborted here: the call may be on its way, or have been lost. It refuses one
+// that is itself an earlier one.
+func (inc *incarnation) endFormer(ctx context.Context, cut *quiesce.Participant, number uint64) error {
+	former, _ := cut.State()
+	inc.mu.Lock()
+	w := inc.epochs[former] // nil: a migration, which is ended by its own calls
+	for n, other := range inc.epochs {
+		if n < number {
+			other.cancel()
+		}
+	}
+	inc.mu.Unlock()
+	switch {
+	case former > number:
+		return fmt.Errorf("%w: %d", quiesce.ErrStale, former)
+	case w == nil || former == number || w.complete():
+		return nil
+	}
+	// The time that this may take is the caller's, and the copies' end is waited
+	// for below, so what Abort makes of it does not matter.
+	if err := cut.Abort(ctx, former); err != nil {
+		inc.s.log.Info("the epoch before is not over yet", "job", inc.job, "epoch", former, "err", err)
+	}
+	return ctx.Err()
+}
+
+// aim begins the snapshot of one guest, when the one before is over.
+func (inc *incarnation) aim(ctx context.Context, w *epochWork, g *guestVM, cameraOf func(*guestVM) camera) (*partWork, error) {
+	if state, why := g.get(); state == vftv1.GuestState_GUEST_STATE_DEAD {
+		return nil, fmt.Errorf("it is lost: %s", why)
+	}
+	c := cameraOf(g)
+	if err := c.AwaitSnapshot(ctx); err != nil {
+		return nil, err
+	}
+	writer, err := inc.s.parts.Create(inc.work.ctx, ckpt.PartID{Job: inc.job, Epoch: w.number, Guest: int(g.index)})
+	if err != nil {
+		return nil, err
+	}
+	for {
+		snap, err := c.Snapshot(inc.work.ctx, w.engine, newPartSink(writer), vm.SnapshotOptions{})
+		if errors.Is(err, vm.ErrBusy) { // a late call for another epoch was faster, and will be refused
+			err = c.AwaitSnapshot(ctx)
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			writer.Abort()
+			return nil, err
+		}
+		return &partWork{guest: g, snap: snap, writer: writer}, nil
+	}
+}
+
+// complete says whether all parts are stored.
+func (w *epochWork) complete() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stored.succeeded()
+}
+
+// dropTimeout bounds how long snapshots may take to be given up; their machines
+// stay busy until they are over.
+const dropTimeout = 10 * time.Second
+
+// drop abandons the snapshots of an epoch that came to nothing here.
+func (w *epochWork) drop(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
+	defer cancel()
 	for _, p := range w.parts {
-		p.writer.Abort()
+		_ = p.Abort(ctx) // the next epoch waits for what is left
 	}
 }
 
@@ -271,15 +361,18 @@ func (inc *incarnation) retire(epoch uint64) {
 // abortEpoch releases the network and forgets the epoch's parts. What QEMU
 // still sends is drained in the background: an old one hangs otherwise.
 func (inc *incarnation) abortEpoch(ctx context.Context, epoch uint64) error {
+	inc.mu.Lock()
+	w := inc.epochs[epoch]
+	inc.mu.Unlock()
+	if w != nil {
+		w.cancel()
+	}
 	cut, err := inc.participant()
 	if err == nil {
 		err = cut.Abort(ctx, epoch)
 	} else {
 		err = nil // nothing was held yet
 	}
-	inc.mu.Lock()
-	w := inc.epochs[epoch]
-	inc.mu.Unlock()
 	if w != nil {
 		w.mu.Lock()
 		stored := w.stored

@@ -34,3 +34,17 @@ func (f *future[T]) wait(ctx context.Context) (T, error) {
 		return zero, ctx.Err()
 	}
 }
+
+// succeeded says whether the work has been done without an error; a future that
+// was not begun has not.
+func (f *future[T]) succeeded() bool {
+	if f == nil {
+		return false
+	}
+	select {
+	case <-f.done:
+		return f.err == nil
+	default:
+		return false
+	}
+}

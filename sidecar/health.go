@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
 	"github.com/mpirun-vft/vft/health"
@@ -110,10 +111,14 @@ func (w *healthWatch) save() {
 	}
 }
 
+// now is the verdict, with the rules that watch by now.
 func (w *healthWatch) now() *vftv1.Health {
+	watching := w.runner.Watching()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.verdict
+	h := proto.CloneOf(w.verdict)
+	h.Watching = watching
+	return h
 }
 
 var healthStates = map[health.State]vftv1.HealthState{

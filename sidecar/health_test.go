@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -106,6 +107,9 @@ func TestHealthWatch(t *testing.T) {
 	next()
 	want(w, vftv1.HealthState_HEALTH_STATE_FAILING)
 	h := w.now()
+	if got := h.GetWatching(); !slices.Equal(got, []string{"memory-uncorrected"}) {
+		t.Errorf("rules %q watch", got)
+	}
 	if r := h.GetReasons()[0]; r.GetEvidence() != "DIMM mc0/dimm1: 1 uncorrected errors since boot" || h.GetLead() != int64(time.Hour) || h.GetConfidence() != 0.6 {
 		t.Errorf("verdict %v", h)
 	}

@@ -106,6 +106,25 @@ func (g *guestVM) alive() *vm.Machine {
 	return g.machine
 }
 
+// follows returns what has the guest obey the lease, nil for one that is dead or
+// has no machine.
+func (g *guestVM) follows() *steering {
+	if state, _ := g.get(); state == vftv1.GuestState_GUEST_STATE_DEAD {
+		return nil
+	}
+	return g.steering
+}
+
+// goesOn notes that the guest runs: with its program, unless that has not been
+// started yet.
+func (g *guestVM) goesOn() {
+	switch state, _ := g.get(); state {
+	case vftv1.GuestState_GUEST_STATE_BOOTING, vftv1.GuestState_GUEST_STATE_READY:
+	default:
+		g.set(vftv1.GuestState_GUEST_STATE_RUNNING, "")
+	}
+}
+
 // kill ends the guest's machine, if it has one.
 func (g *guestVM) kill(ctx context.Context) error {
 	if g.machine == nil {
@@ -252,12 +271,17 @@ func (inc *incarnation) each(ctx context.Context, f func(context.Context, uint32
 // newGuest is a guest with a machine.
 func (inc *incarnation) newGuest(index uint32, m *vm.Machine, state vftv1.GuestState) *guestVM {
 	g := &guestVM{index: index, machine: m, state: state}
-	g.steering = &steering{
-		machine: m, timeout: inc.s.cfg.MonitorTimeout, log: inc.log.With("guest", index),
-		wanted:  func() bool { return !inc.s.suspended.Load() && inc.runs() },
-		running: func() { g.set(vftv1.GuestState_GUEST_STATE_RUNNING, "") },
-	}
+	g.steering = inc.steer(g, m)
 	return g
+}
+
+// steer has a guest's machine obey the lease.
+func (inc *incarnation) steer(g *guestVM, m stopper) *steering {
+	return &steering{
+		machine: m, timeout: inc.s.cfg.MonitorTimeout, log: inc.log.With("guest", g.index),
+		wanted:  func() bool { return !inc.s.suspended.Load() && inc.runs() },
+		running: g.goesOn,
+	}
 }
 
 // connect joins a started machine to the network and to its agent, and

@@ -155,8 +155,8 @@ func (s *Sidecar) suspend(ctx context.Context, since time.Duration) {
 			network.Suspend("the lease is in doubt")
 		}
 		for _, g := range inc.all() {
-			if g.alive() != nil {
-				s.life.run(func(context.Context) { g.steering.follow(ctx) })
+			if steering := g.follows(); steering != nil {
+				s.life.run(func(context.Context) { steering.follow(ctx) })
 			}
 		}
 	}
@@ -176,17 +176,17 @@ func (s *Sidecar) resume(ctx context.Context) {
 			continue // restored guests wait for the leader
 		}
 		for _, g := range inc.all() {
-			if g.alive() != nil {
-				s.life.run(func(context.Context) { g.steering.follow(ctx) })
+			if steering := g.follows(); steering != nil {
+				s.life.run(func(context.Context) { steering.follow(ctx) })
 			}
 		}
 	}
 }
 
 // runs says whether the incarnation's guests may run, as far as the leader has
-// a say in it.
+// a say in it: those that boot do, those that are restored wait for all others.
 func (inc *incarnation) runs() bool {
 	inc.mu.Lock()
 	defer inc.mu.Unlock()
-	return inc.phase == phaseRunning && !inc.ended
+	return (inc.phase == phaseBooting || inc.phase == phaseRunning) && !inc.ended
 }

@@ -216,3 +216,38 @@ func TestStatusNamesEveryGuest(t *testing.T) {
 		t.Error("the leader is not told at once")
 	}
 }
+
+// Guests that stood still because the lease was in doubt run again when it
+// holds, also those that had not booted yet; restored ones wait for the leader.
+func TestGuestsGoOnWhenTheLeaseHolds(t *testing.T) {
+	for _, test := range []struct {
+		phase        phase
+		before, then vftv1.GuestState
+		runs         bool
+	}{
+		{phaseBooting, vftv1.GuestState_GUEST_STATE_BOOTING, vftv1.GuestState_GUEST_STATE_BOOTING, true},
+		{phaseBooting, vftv1.GuestState_GUEST_STATE_READY, vftv1.GuestState_GUEST_STATE_READY, true},
+		{phaseRunning, vftv1.GuestState_GUEST_STATE_RUNNING, vftv1.GuestState_GUEST_STATE_RUNNING, true},
+		{phaseRestoring, vftv1.GuestState_GUEST_STATE_PAUSED, vftv1.GuestState_GUEST_STATE_PAUSED, false},
+	} {
+		t.Run(string(test.phase)+" "+test.before.String(), func(t *testing.T) {
+			leased(t, &leader{answer: good}, func(t *testing.T, s *Sidecar) {
+				inc := place(t, s, "job", 1)
+				m := &fakeMachine{done: make(chan struct{}), running: test.runs}
+				g := inc.guests[0]
+				g.state, g.steering = test.before, inc.steer(g, m)
+				inc.phase = test.phase
+				s.suspend(t.Context(), testLease)
+				synctest.Wait()
+				running, _ := m.state()
+				require.False(t, running, "it was to stand still")
+				s.resume(t.Context())
+				synctest.Wait()
+				running, _ = m.state()
+				assert.Equal(t, test.runs, running)
+				state, _ := g.get()
+				assert.Equal(t, test.then, state)
+			})
+		})
+	}
+}

@@ -66,7 +66,7 @@ type Machine struct {
 	proc    *process
 	mon     *qmp.Monitor
 	killed  atomic.Bool
-	snap    atomic.Bool             // a snapshot is in progress
+	snap    atomic.Pointer[session] // the snapshot in progress, or nil
 	fill    atomic.Pointer[filling] // nil unless the guest was restored lazily
 	runMu   sync.Mutex              // held while the run state is decided and changed
 	paused  bool                    // Pause was called last, not Cont
@@ -166,7 +166,7 @@ func (m *Machine) Cont(ctx context.Context) error {
 	}
 	// cont on a running guest makes 7.2 send a STOP and a RESUME event.
 	st, err := m.Status(ctx)
-	if err != nil || st == StateRunning || st == StateFinish && m.snap.Load() {
+	if err != nil || st == StateRunning || st == StateFinish && m.snap.Load() != nil {
 		return err
 	}
 	return m.execute(ctx, "cont", nil, nil)

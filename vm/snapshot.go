@@ -182,18 +182,36 @@ func (m *Machine) Snapshot(ctx context.Context, engine Engine, sink Sink, opts S
 	if m.filling() {
 		return nil, wrap(m.spec.Name, ErrFilling)
 	}
-	if !m.snap.CompareAndSwap(false, true) {
+	s := &session{m: m, d: d, opts: opts, ctx: ctx, over: make(chan struct{})}
+	if !m.snap.CompareAndSwap(nil, s) {
 		return nil, wrap(m.spec.Name, ErrBusy)
 	}
 	p, err := newPump(ctx, filepath.Join(m.spec.Dir, sockSnap), sink, opts.BufferBytes)
 	if err != nil {
-		m.snap.Store(false)
+		m.snap.Store(nil)
+		close(s.over)
 		return nil, wrap(m.spec.Name, err)
 	}
-	return &session{
-		m: m, d: d, opts: opts, pump: p, ctx: ctx,
-		ev: newEventLog(m.Events()), over: make(chan struct{}),
-	}, nil
+	s.pump, s.ev = p, newEventLog(m.Events())
+	return s, nil
+}
+
+// AwaitSnapshot returns when the snapshot in progress is over, at once without
+// one. A snapshot that was given up may take its time: what QEMU still sends is
+// read to the end. The error wraps ErrBusy when ctx ends first.
+func (m *Machine) AwaitSnapshot(ctx context.Context) error {
+	s := m.snap.Load()
+	if s == nil {
+		return nil
+	}
+	select {
+	case <-s.over:
+		return nil
+	case <-m.done:
+		return wrap(m.spec.Name, m.exit)
+	case <-ctx.Done():
+		return wrap(m.spec.Name, fmt.Errorf("%w: %w", ErrBusy, ctx.Err()))
+	}
 }
 
 // Engine implements Snapshot.
@@ -394,7 +412,7 @@ func (s *session) end(err error) {
 	}
 	s.phase = phaseOver
 	s.mu.Unlock()
-	s.m.snap.Store(false)
+	s.m.snap.Store(nil)
 	close(s.over)
 }
 

@@ -33,7 +33,7 @@ func neutral(t *testing.T, m *Machine, q *fakeQEMU) {
 	if _, err := os.Stat(snapPath(m)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("socket left: %v", err)
 	}
-	if m.snap.Load() {
+	if m.snap.Load() != nil {
 		t.Error("machine is still busy")
 	}
 }
@@ -331,5 +331,36 @@ func TestPauseWins(t *testing.T) {
 				neutral(t, m, q)
 			})
 		}
+	}
+}
+
+// The machine is free when a snapshot that was given up is really over.
+func TestAwaitSnapshot(t *testing.T) {
+	noLeaks(t)
+	q := &fakeQEMU{autoResume: true, stream: 8 << 20}
+	m := fakeMachine(t, q)
+	if err := m.AwaitSnapshot(t.Context()); err != nil {
+		t.Errorf("without a snapshot: %v", err)
+	}
+	_, pw := io.Pipe() // nobody reads
+	s := begin(t, m, EngineBackground, pw)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.AwaitSnapshot(over); !errors.Is(err, ErrBusy) || !errors.Is(err, context.Canceled) {
+		t.Errorf("while there is one: %v", err)
+	}
+	free := make(chan error)
+	go func() {
+		err := m.AwaitSnapshot(t.Context())
+		if err == nil && m.snap.Load() != nil {
+			err = ErrBusy
+		}
+		free <- err
+	}()
+	if err := s.Abort(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-free; err != nil {
+		t.Errorf("when it is over: %v", err)
 	}
 }

@@ -142,6 +142,12 @@ func (c *Client) CollectGarbage(ctx context.Context) ([]*vftv1.Collection, error
 	return r.GetCollections(), err
 }
 
+// ListScores returns how often the alarms of each health rule were right.
+func (c *Client) ListScores(ctx context.Context) ([]*vftv1.RuleStanding, error) {
+	r, err := call(ctx, c, "listing scores", c.cfg.Attempt, &vftv1.ListScoresRequest{}, service.ListScores)
+	return r.GetRules(), err
+}
+
 // ListNodes returns the nodes and how many guests each has.
 func (c *Client) ListNodes(ctx context.Context) (*vftv1.ListNodesResponse, error) {
 	return call(ctx, c, "listing nodes", c.cfg.Attempt, &vftv1.ListNodesRequest{}, service.ListNodes)

@@ -21,7 +21,7 @@ import (
 
 func newHealth(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "health", Short: "See how a machine does, and how that is decided"}
-	cmd.AddCommand(newHealthProbe(g), newHealthReplay(g), newHealthRules(g))
+	cmd.AddCommand(newHealthProbe(g), newHealthReplay(g), newHealthRules(g), newHealthScores(g))
 	return cmd
 }
 

@@ -98,8 +98,8 @@ func printDecision(w io.Writer, ev *vftv1.Event) error {
 		}
 		return strings.ReplaceAll(name, "_", " ") + " " + value
 	}
-	_, err := fmt.Fprintf(w, "            from: confidence %.2f, lead %s, %s, %d guests with %s, %s, %s, %s, %s, %s, %s, %s; policy %s%s\n",
-		float64(f["confidence_ppm"])/1e6, short(f["lead"]), figure("since_commit", short(f["since_commit"])), f["guests"], size(f["memory"]),
+	_, err := fmt.Fprintf(w, "            from: confidence %.2f (its own %.2f; %s), lead %s, %s, %d guests with %s, %s, %s, %s, %s, %s, %s, %s; policy %s%s\n",
+		float64(f["confidence_ppm"])/1e6, float64(f["own_confidence_ppm"])/1e6, l["scores"], short(f["lead"]), figure("since_commit", short(f["since_commit"])), f["guests"], size(f["memory"]),
 		figure("bandwidth", size(f["bandwidth"])+"/s"), figure("dirty_rate", size(f["dirty_rate"])+"/s"),
 		figure("migration_loss", short(f["migration_loss"])), figure("checkpoint", short(f["checkpoint"])), figure("latency", short(f["latency"])),
 		figure("restart", short(f["restart"])), figure("downtime", short(f["downtime"])), l["policy"], fault(l["policy_fault"]))

@@ -155,6 +155,7 @@ func (s *State) expelNode(c *vftv1.ExpelNode, at int64) Result {
 	e.Expelled, e.Replica = c.GetReason(), false
 	s.enrolled[id] = e
 	delete(s.replicas, id)
+	s.book.Withdraw(id)
 	if old := s.nodes[id]; old != nil && old.GetState() == vftv1.NodeState_NODE_STATE_ALIVE {
 		return s.lost(old, at, fmt.Sprintf("node %s expelled: %s", id, c.GetReason()), nil)
 	}

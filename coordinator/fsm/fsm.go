@@ -14,11 +14,12 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
+	"github.com/mpirun-vft/vft/health/score"
 )
 
 // Version is the version of commands and of snapshots. Replicas of different
 // versions do not work together.
-const Version = 4
+const Version = 5
 
 // MaxEvents is how many events of a job are kept; numbers go on.
 const MaxEvents = 1000
@@ -62,6 +63,7 @@ type State struct {
 	replicas map[string]string
 	tokens   map[string]*vftv1.Token
 	enrolled map[string]*vftv1.Enrolled // by node
+	book     score.Book                 // how often health rules were right
 }
 
 // New returns the empty state.
@@ -101,6 +103,8 @@ func (s *State) Apply(cmd *vftv1.Command, index uint64) Result {
 		return s.redeemToken(b.RedeemToken, cmd.GetAt())
 	case *vftv1.Command_ExpelNode:
 		return s.expelNode(b.ExpelNode, cmd.GetAt())
+	case *vftv1.Command_SettleAlarms:
+		return s.settleAlarms(cmd.GetAt())
 	case *vftv1.Command_Prune:
 		return s.prune(b.Prune)
 	case nil:
@@ -281,6 +285,7 @@ func (s *State) Snapshot() *vftv1.State {
 	}
 	sort.Slice(st.Jobs, func(a, b int) bool { return st.Jobs[a].GetSpec().GetId() < st.Jobs[b].GetSpec().GetId() })
 	s.enrolment(st)
+	st.Scores, st.Episodes = s.Scores(), s.Episodes()
 	return st
 }
 
@@ -316,6 +321,7 @@ func Decode(data []byte) (*State, error) {
 	for _, e := range st.GetEnrolled() {
 		s.enrolled[e.GetNode()] = e
 	}
+	s.book = bookOf(st.GetScores(), st.GetEpisodes())
 	return s, nil
 }
 

@@ -40,6 +40,8 @@ type machine struct {
 	m     map[string]*model
 	led   bool // whole operations go their straight way, on the first job
 	fills bool // guests have lacked memory
+
+	hits, wrong, missed int64 // alarms that were judged
 }
 
 var jobIDs = []string{"a", "b", "imported"}
@@ -52,7 +54,8 @@ func (x *machine) send(t *rapid.T, cmd *vftv1.Command) Result {
 		cmd.At = x.at
 		x.past = append(x.past, cmd)
 	}
-	before := encode(t, x.s)
+	before, scores := encode(t, x.s), x.s.Snapshot()
+	unread := proto.CloneOf(scores)
 	jobs := map[string]*vftv1.Job{}
 	for _, j := range x.s.Jobs() {
 		jobs[j.GetSpec().GetId()] = proto.CloneOf(j)
@@ -76,7 +79,16 @@ func (x *machine) send(t *rapid.T, cmd *vftv1.Command) Result {
 			t.Fatalf("job %s was modified in place by %v", id, cmd)
 		}
 	}
+	if !proto.Equal(scores, unread) {
+		t.Fatalf("a snapshot was modified in place by %v", cmd)
+	}
+	if res.Changed { // a replica may restore it
+		if again, err := Decode(after); err != nil || !bytes.Equal(encode(t, again), after) {
+			t.Fatalf("the state does not survive its encoding after %v: %v", cmd, err)
+		}
+	}
 	x.check(t, cmd, jobs)
+	x.checkScores(t, cmd, scores)
 	return res
 }
 
@@ -88,6 +100,66 @@ func encode(t *rapid.T, s *State) []byte {
 		t.Fatal(err)
 	}
 	return data
+}
+
+// aVerdict draws what a node says of itself: none, one or two rules raised.
+func aVerdict(t *rapid.T) *vftv1.Health {
+	h := &vftv1.Health{Watching: []string{"disk", "fan"}}
+	for _, rule := range rapid.SliceOfN(rapid.SampledFrom([]string{"disk", "fan"}), 0, 2).Draw(t, "alarms") {
+		h.Reasons = append(h.Reasons, &vftv1.HealthReason{Rule: rule, Confidence: 0.5, Window: rapid.SampledFrom([]int64{0, 30, 1000}).Draw(t, "window")})
+	}
+	return h
+}
+
+// checkScores: an episode is counted at most once, and only by what can end it;
+// a failure that no episode of a watching rule announced is missed by it.
+func (x *machine) checkScores(t *rapid.T, cmd *vftv1.Command, before *vftv1.State) {
+	was := map[string]*vftv1.RuleScore{}
+	for _, r := range before.GetScores() {
+		was[r.GetRule()] = r
+	}
+	open := map[string]bool{}  // rules with an episode that is not judged, of the node that fails
+	over := map[string]int64{} // episodes whose time is over, by rule
+	lost := cmd.GetLoseNode().GetNode()
+	for _, e := range before.GetEpisodes() {
+		if e.GetUntil() < cmd.GetAt() && !e.GetCounted() {
+			over[e.GetRule()]++
+		} else if e.GetNode() == lost {
+			open[e.GetRule()] = !e.GetCounted()
+		}
+	}
+	after := x.s.Snapshot()
+	unjudged := map[string]int64{}
+	for _, e := range after.GetEpisodes() {
+		if !e.GetCounted() {
+			unjudged[e.GetRule()]++
+		}
+		if e.GetCounted() && !e.GetRaised() {
+			t.Fatalf("%v is judged and over, and not forgotten", e)
+		}
+	}
+	failure := cmd.GetLoseNode() != nil && x.s.Node(lost).GetState() == vftv1.NodeState_NODE_STATE_LOST &&
+		x.s.Node(lost).GetSince() >= cmd.GetAt() && x.s.Node(lost).GetDrained() == ""
+	for _, r := range after.GetScores() {
+		o := was[r.GetRule()]
+		hits, wrong, missed := r.GetHits()-o.GetHits(), r.GetFalseAlarms()-o.GetFalseAlarms(), r.GetMissed()-o.GetMissed()
+		if (hits != 0 || missed != 0) && !failure || hits < 0 || hits > 1 || missed < 0 || missed > 1 || hits+missed > 1 {
+			t.Fatalf("%v after %v by %v", r, o, cmd)
+		}
+		if (hits == 1) != (failure && open[r.GetRule()]) || wrong != 0 && wrong != over[r.GetRule()] {
+			t.Fatalf("%v after %v by %v, of %v", r, o, cmd, before.GetEpisodes())
+		}
+		if r.GetHits()+r.GetFalseAlarms()+unjudged[r.GetRule()] > r.GetEpisodes() || int64(len(r.GetLeads())) > r.GetHits() {
+			t.Fatalf("%v with %d open", r, unjudged[r.GetRule()])
+		}
+		x.hits, x.wrong, x.missed = x.hits+hits, x.wrong+wrong, x.missed+missed
+	}
+	if len(after.GetScores()) < len(before.GetScores()) {
+		t.Fatalf("scores went from %v to %v", before.GetScores(), after.GetScores())
+	}
+	if cmd.GetSettleAlarms() != nil && x.s.AlarmsDue(cmd.GetAt()) {
+		t.Fatalf("%v is due after %v", after.GetEpisodes(), cmd)
+	}
 }
 
 func (x *machine) check(t *rapid.T, cmd *vftv1.Command, before map[string]*vftv1.Job) {
@@ -447,8 +519,12 @@ func (x *machine) actions() map[string]func(*rapid.T) {
 		},
 		"node": func(t *rapid.T) {
 			x.send(t, &vftv1.Command{Body: &vftv1.Command_PutNode{PutNode: &vftv1.PutNode{Node: &vftv1.Node{
-				Id: node.Draw(t, "node"), Session: rapid.Uint64Range(1, 2).Draw(t, "session"),
+				Id: node.Draw(t, "node"), Session: rapid.Uint64Range(1, 2).Draw(t, "session"), Health: aVerdict(t),
 			}}}})
+		},
+		"settle": func(t *rapid.T) {
+			x.at += rapid.Int64Range(0, 100).Draw(t, "later")
+			x.send(t, &vftv1.Command{Body: &vftv1.Command_SettleAlarms{SettleAlarms: &vftv1.SettleAlarms{}}})
 		},
 		"lose": func(t *rapid.T) {
 			n := x.s.Node(node.Draw(t, "node"))
@@ -884,6 +960,25 @@ func (x *machine) straight(single map[string]func(*rapid.T)) map[string]func(*ra
 		}
 		steps(t, update("n1", "n2", "n3"), lose, update("n1", "n3", "n4"))
 	}
+	all["whole alarm"] = func(t *rapid.T) { // right, and when the node is back, wrong
+		node := "n5" // that the other straight ways do without
+		if !x.led {
+			node = rapid.SampledFrom([]string{"n2", "n5"}).Draw(t, "node")
+		}
+		says := func(window int64) func() *vftv1.Command {
+			return func() *vftv1.Command {
+				return &vftv1.Command{Body: &vftv1.Command_PutNode{PutNode: &vftv1.PutNode{Node: &vftv1.Node{Id: node, Session: 1, Health: &vftv1.Health{
+					Watching: []string{"disk", "fan"}, Reasons: []*vftv1.HealthReason{{Rule: "disk", Confidence: 0.5, Window: window}},
+				}}}}}
+			}
+		}
+		steps(t, says(1000), func() *vftv1.Command {
+			n := x.s.Node(node)
+			return &vftv1.Command{Body: &vftv1.Command_LoseNode{LoseNode: &vftv1.LoseNode{Node: node, Session: n.GetSession(), Since: n.GetSince()}}}
+		}, says(0), func() *vftv1.Command {
+			return &vftv1.Command{Body: &vftv1.Command_SettleAlarms{SettleAlarms: &vftv1.SettleAlarms{}}}
+		})
+	}
 	all["another life"] = all["whole life"]
 	all["another checkpoint"], all["third checkpoint"] = all["whole checkpoint"], all["whole checkpoint"]
 	for name, f := range single {
@@ -894,6 +989,7 @@ func (x *machine) straight(single map[string]func(*rapid.T)) map[string]func(*ra
 
 func TestInvariants(t *testing.T) {
 	commits, restarts, ends, reached, pins, resumed, imported, moves := 0, 0, 0, 0, 0, 0, 0, 0
+	hits, wrong, missed := int64(0), int64(0), int64(0)
 	rapid.Check(t, func(t *rapid.T) {
 		x := &machine{s: New(), m: map[string]*model{}, at: 1000}
 		for _, n := range []string{"n1", "n2", "n4"} {
@@ -915,17 +1011,19 @@ func TestInvariants(t *testing.T) {
 		actions := x.straight(x.actions())
 		if led { // to where chance alone hardly ever gets
 			x.led = true
-			for _, name := range []string{"whole checkpoint", "whole restart", "whole level", "whole migration", "whole life"} {
+			for _, name := range []string{"whole checkpoint", "whole restart", "whole level", "whole migration", "whole life", "whole alarm"} {
 				actions[name](t)
 			}
 			x.led = false
 			x.send(t, anImport(jobIDs[2]))
 			m, other := x.m[jobIDs[0]], x.m[jobIDs[2]]
-			if len(m.committed) != 1 || m.reached == 0 || m.moves != 1 || m.pins == 0 || m.resumed != 1 || other.imported != 1 || !x.fills {
-				t.Fatalf("the straight way led to %+v and %+v", m, other)
+			if len(m.committed) != 1 || m.reached == 0 || m.moves != 1 || m.pins == 0 || m.resumed != 1 || other.imported != 1 || !x.fills ||
+				x.hits != 1 || x.wrong != 1 || x.missed != 1 {
+				t.Fatalf("the straight way led to %+v and %+v; %d alarms right, %d false, %d missed", m, other, x.hits, x.wrong, x.missed)
 			}
 		}
 		t.Repeat(actions)
+		hits, wrong, missed = hits+x.hits, wrong+x.wrong, missed+x.missed
 		for _, m := range x.m {
 			reached += m.reached
 			pins += m.pins
@@ -939,7 +1037,7 @@ func TestInvariants(t *testing.T) {
 			}
 		}
 	})
-	t.Logf("%d commits, %d incarnations, %d jobs ended; %d times an epoch was at an outside level, %d times pinned; %d imports, %d resumptions, %d migrations", commits, restarts, ends, reached, pins, imported, resumed, moves)
+	t.Logf("%d commits, %d incarnations, %d jobs ended; %d times an epoch was at an outside level, %d times pinned; %d imports, %d resumptions, %d migrations; %d alarms right, %d false, %d failures missed", commits, restarts, ends, reached, pins, imported, resumed, moves, hits, wrong, missed)
 	if commits == 0 { // what a straight way reaches is checked above
 		t.Error("the commands drawn commit nothing")
 	}

@@ -45,6 +45,7 @@ func (s *State) putNode(c *vftv1.PutNode, at int64) Result {
 		return Result{}
 	}
 	s.nodes[id] = n
+	s.shownBy(n, at)
 	res := Result{Changed: true}
 	if old.GetState() != n.GetState() {
 		res.Jobs = s.reckonAll(id, at)
@@ -90,6 +91,7 @@ func (s *State) loseNode(c *vftv1.LoseNode, at int64) Result {
 	if old.GetState() != vftv1.NodeState_NODE_STATE_ALIVE || old.GetSession() != c.GetSession() || old.GetSince() != c.GetSince() {
 		return Result{Err: fmt.Errorf("node %s: %w", c.GetNode(), ErrStale)}
 	}
+	s.failed(old, at)
 	return s.lost(old, at, fmt.Sprintf("node %s lost: no heartbeat for %s", old.GetId(), duration(c.GetSilent())),
 		map[string]int64{"silent": c.GetSilent()})
 }

@@ -57,6 +57,7 @@ type Command struct {
 	//	*Command_GuestsFilled
 	//	*Command_RequestSuspend
 	//	*Command_RequestContinue
+	//	*Command_SettleAlarms
 	//	*Command_AddToken
 	//	*Command_RedeemToken
 	//	*Command_ExpelNode
@@ -369,6 +370,15 @@ func (x *Command) GetRequestContinue() *RequestContinue {
 	return nil
 }
 
+func (x *Command) GetSettleAlarms() *SettleAlarms {
+	if x != nil {
+		if x, ok := x.Body.(*Command_SettleAlarms); ok {
+			return x.SettleAlarms
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetAddToken() *AddToken {
 	if x != nil {
 		if x, ok := x.Body.(*Command_AddToken); ok {
@@ -521,6 +531,10 @@ type Command_RequestContinue struct {
 	RequestContinue *RequestContinue `protobuf:"bytes,30,opt,name=request_continue,json=requestContinue,proto3,oneof"`
 }
 
+type Command_SettleAlarms struct {
+	SettleAlarms *SettleAlarms `protobuf:"bytes,31,opt,name=settle_alarms,json=settleAlarms,proto3,oneof"`
+}
+
 type Command_AddToken struct {
 	AddToken *AddToken `protobuf:"bytes,40,opt,name=add_token,json=addToken,proto3,oneof"`
 }
@@ -592,6 +606,8 @@ func (*Command_GuestsFilled) isCommand_Body() {}
 func (*Command_RequestSuspend) isCommand_Body() {}
 
 func (*Command_RequestContinue) isCommand_Body() {}
+
+func (*Command_SettleAlarms) isCommand_Body() {}
 
 func (*Command_AddToken) isCommand_Body() {}
 
@@ -2616,6 +2632,43 @@ func (x *DrainNode) GetReason() string {
 	return ""
 }
 
+// SettleAlarms counts the alarms as false whose time is over by the command's.
+type SettleAlarms struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleAlarms) Reset() {
+	*x = SettleAlarms{}
+	mi := &file_vft_v1_command_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleAlarms) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleAlarms) ProtoMessage() {}
+
+func (x *SettleAlarms) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_command_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleAlarms.ProtoReflect.Descriptor instead.
+func (*SettleAlarms) Descriptor() ([]byte, []int) {
+	return file_vft_v1_command_proto_rawDescGZIP(), []int{31}
+}
+
 // State is a snapshot of the replicated state.
 type State struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2626,13 +2679,15 @@ type State struct {
 	Replicas      map[string]string      `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // API address by replica id
 	Tokens        []*Token               `protobuf:"bytes,20,rep,name=tokens,proto3" json:"tokens,omitempty"`                                                                              // by id
 	Enrolled      []*Enrolled            `protobuf:"bytes,21,rep,name=enrolled,proto3" json:"enrolled,omitempty"`                                                                          // by node
+	Scores        []*RuleScore           `protobuf:"bytes,22,rep,name=scores,proto3" json:"scores,omitempty"`                                                                              // by rule
+	Episodes      []*AlarmEpisode        `protobuf:"bytes,23,rep,name=episodes,proto3" json:"episodes,omitempty"`                                                                          // by node, then rule
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_vft_v1_command_proto_msgTypes[31]
+	mi := &file_vft_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2699,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_command_proto_msgTypes[31]
+	mi := &file_vft_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2712,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_vft_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_vft_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *State) GetVersion() uint32 {
@@ -2709,6 +2764,20 @@ func (x *State) GetEnrolled() []*Enrolled {
 	return nil
 }
 
+func (x *State) GetScores() []*RuleScore {
+	if x != nil {
+		return x.Scores
+	}
+	return nil
+}
+
+func (x *State) GetEpisodes() []*AlarmEpisode {
+	if x != nil {
+		return x.Episodes
+	}
+	return nil
+}
+
 // PublishPort publishes a port of a job, or ends that.
 type PublishPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2721,7 +2790,7 @@ type PublishPort struct {
 
 func (x *PublishPort) Reset() {
 	*x = PublishPort{}
-	mi := &file_vft_v1_command_proto_msgTypes[32]
+	mi := &file_vft_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +2802,7 @@ func (x *PublishPort) String() string {
 func (*PublishPort) ProtoMessage() {}
 
 func (x *PublishPort) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_command_proto_msgTypes[32]
+	mi := &file_vft_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +2815,7 @@ func (x *PublishPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPort.ProtoReflect.Descriptor instead.
 func (*PublishPort) Descriptor() ([]byte, []int) {
-	return file_vft_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_vft_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PublishPort) GetJob() string {
@@ -2774,7 +2843,7 @@ var File_vft_v1_command_proto protoreflect.FileDescriptor
 
 const file_vft_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x14vft/v1/command.proto\x12\x06vft.v1\x1a\x12vft/v1/enrol.proto\x1a\x12vft/v1/types.proto\"\xe8\x0e\n" +
+	"\x14vft/v1/command.proto\x12\x06vft.v1\x1a\x12vft/v1/enrol.proto\x1a\x12vft/v1/types.proto\"\xa5\x0f\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\x03R\x02at\x125\n" +
@@ -2814,7 +2883,8 @@ const file_vft_v1_command_proto_rawDesc = "" +
 	"\tdrop_move\x18\x1b \x01(\v2\x10.vft.v1.DropMoveH\x00R\bdropMove\x12;\n" +
 	"\rguests_filled\x18\x1c \x01(\v2\x14.vft.v1.GuestsFilledH\x00R\fguestsFilled\x12A\n" +
 	"\x0frequest_suspend\x18\x1d \x01(\v2\x16.vft.v1.RequestSuspendH\x00R\x0erequestSuspend\x12D\n" +
-	"\x10request_continue\x18\x1e \x01(\v2\x17.vft.v1.RequestContinueH\x00R\x0frequestContinue\x12/\n" +
+	"\x10request_continue\x18\x1e \x01(\v2\x17.vft.v1.RequestContinueH\x00R\x0frequestContinue\x12;\n" +
+	"\rsettle_alarms\x18\x1f \x01(\v2\x14.vft.v1.SettleAlarmsH\x00R\fsettleAlarms\x12/\n" +
 	"\tadd_token\x18( \x01(\v2\x10.vft.v1.AddTokenH\x00R\baddToken\x128\n" +
 	"\fredeem_token\x18) \x01(\v2\x13.vft.v1.RedeemTokenH\x00R\vredeemToken\x122\n" +
 	"\n" +
@@ -2983,7 +3053,8 @@ const file_vft_v1_command_proto_rawDesc = "" +
 	"\x05nodes\x18\x02 \x03(\tR\x05nodes\"7\n" +
 	"\tDrainNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xcb\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x0e\n" +
+	"\fSettleAlarms\"\xa8\x03\n" +
 	"\x05State\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\aapplied\x18\x02 \x01(\x04R\aapplied\x12\"\n" +
@@ -2991,7 +3062,9 @@ const file_vft_v1_command_proto_rawDesc = "" +
 	"\x04jobs\x18\x04 \x03(\v2\v.vft.v1.JobR\x04jobs\x127\n" +
 	"\breplicas\x18\x05 \x03(\v2\x1b.vft.v1.State.ReplicasEntryR\breplicas\x12%\n" +
 	"\x06tokens\x18\x14 \x03(\v2\r.vft.v1.TokenR\x06tokens\x12,\n" +
-	"\benrolled\x18\x15 \x03(\v2\x10.vft.v1.EnrolledR\benrolled\x1a;\n" +
+	"\benrolled\x18\x15 \x03(\v2\x10.vft.v1.EnrolledR\benrolled\x12)\n" +
+	"\x06scores\x18\x16 \x03(\v2\x11.vft.v1.RuleScoreR\x06scores\x120\n" +
+	"\bepisodes\x18\x17 \x03(\v2\x14.vft.v1.AlarmEpisodeR\bepisodes\x1a;\n" +
 	"\rReplicasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
@@ -3012,7 +3085,7 @@ func file_vft_v1_command_proto_rawDescGZIP() []byte {
 	return file_vft_v1_command_proto_rawDescData
 }
 
-var file_vft_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_vft_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_vft_v1_command_proto_goTypes = []any{
 	(*Command)(nil),           // 0: vft.v1.Command
 	(*PutReplica)(nil),        // 1: vft.v1.PutReplica
@@ -3045,32 +3118,35 @@ var file_vft_v1_command_proto_goTypes = []any{
 	(*RequestSuspend)(nil),    // 28: vft.v1.RequestSuspend
 	(*RequestContinue)(nil),   // 29: vft.v1.RequestContinue
 	(*DrainNode)(nil),         // 30: vft.v1.DrainNode
-	(*State)(nil),             // 31: vft.v1.State
-	(*PublishPort)(nil),       // 32: vft.v1.PublishPort
-	nil,                       // 33: vft.v1.BeginOperation.FiguresEntry
-	nil,                       // 34: vft.v1.AdvanceOperation.FiguresEntry
-	nil,                       // 35: vft.v1.FinishOperation.FiguresEntry
-	nil,                       // 36: vft.v1.GuestsFilled.FiguresEntry
-	nil,                       // 37: vft.v1.State.ReplicasEntry
-	(*AddToken)(nil),          // 38: vft.v1.AddToken
-	(*RedeemToken)(nil),       // 39: vft.v1.RedeemToken
-	(*ExpelNode)(nil),         // 40: vft.v1.ExpelNode
-	(*Node)(nil),              // 41: vft.v1.Node
-	(*JobSpec)(nil),           // 42: vft.v1.JobSpec
-	(OperationKind)(0),        // 43: vft.v1.OperationKind
-	(*Guest)(nil),             // 44: vft.v1.Guest
-	(*EpochLevel)(nil),        // 45: vft.v1.EpochLevel
-	(*Move)(nil),              // 46: vft.v1.Move
-	(OperationPhase)(0),       // 47: vft.v1.OperationPhase
-	(*DrainProof)(nil),        // 48: vft.v1.DrainProof
-	(*Part)(nil),              // 49: vft.v1.Part
-	(*Exit)(nil),              // 50: vft.v1.Exit
-	(*Event)(nil),             // 51: vft.v1.Event
-	(*Epoch)(nil),             // 52: vft.v1.Epoch
-	(*Job)(nil),               // 53: vft.v1.Job
-	(*Token)(nil),             // 54: vft.v1.Token
-	(*Enrolled)(nil),          // 55: vft.v1.Enrolled
-	(*PublishedPort)(nil),     // 56: vft.v1.PublishedPort
+	(*SettleAlarms)(nil),      // 31: vft.v1.SettleAlarms
+	(*State)(nil),             // 32: vft.v1.State
+	(*PublishPort)(nil),       // 33: vft.v1.PublishPort
+	nil,                       // 34: vft.v1.BeginOperation.FiguresEntry
+	nil,                       // 35: vft.v1.AdvanceOperation.FiguresEntry
+	nil,                       // 36: vft.v1.FinishOperation.FiguresEntry
+	nil,                       // 37: vft.v1.GuestsFilled.FiguresEntry
+	nil,                       // 38: vft.v1.State.ReplicasEntry
+	(*AddToken)(nil),          // 39: vft.v1.AddToken
+	(*RedeemToken)(nil),       // 40: vft.v1.RedeemToken
+	(*ExpelNode)(nil),         // 41: vft.v1.ExpelNode
+	(*Node)(nil),              // 42: vft.v1.Node
+	(*JobSpec)(nil),           // 43: vft.v1.JobSpec
+	(OperationKind)(0),        // 44: vft.v1.OperationKind
+	(*Guest)(nil),             // 45: vft.v1.Guest
+	(*EpochLevel)(nil),        // 46: vft.v1.EpochLevel
+	(*Move)(nil),              // 47: vft.v1.Move
+	(OperationPhase)(0),       // 48: vft.v1.OperationPhase
+	(*DrainProof)(nil),        // 49: vft.v1.DrainProof
+	(*Part)(nil),              // 50: vft.v1.Part
+	(*Exit)(nil),              // 51: vft.v1.Exit
+	(*Event)(nil),             // 52: vft.v1.Event
+	(*Epoch)(nil),             // 53: vft.v1.Epoch
+	(*Job)(nil),               // 54: vft.v1.Job
+	(*Token)(nil),             // 55: vft.v1.Token
+	(*Enrolled)(nil),          // 56: vft.v1.Enrolled
+	(*RuleScore)(nil),         // 57: vft.v1.RuleScore
+	(*AlarmEpisode)(nil),      // 58: vft.v1.AlarmEpisode
+	(*PublishedPort)(nil),     // 59: vft.v1.PublishedPort
 }
 var file_vft_v1_command_proto_depIdxs = []int32{
 	1,  // 0: vft.v1.Command.put_replica:type_name -> vft.v1.PutReplica
@@ -3101,44 +3177,47 @@ var file_vft_v1_command_proto_depIdxs = []int32{
 	9,  // 25: vft.v1.Command.guests_filled:type_name -> vft.v1.GuestsFilled
 	28, // 26: vft.v1.Command.request_suspend:type_name -> vft.v1.RequestSuspend
 	29, // 27: vft.v1.Command.request_continue:type_name -> vft.v1.RequestContinue
-	38, // 28: vft.v1.Command.add_token:type_name -> vft.v1.AddToken
-	39, // 29: vft.v1.Command.redeem_token:type_name -> vft.v1.RedeemToken
-	40, // 30: vft.v1.Command.expel_node:type_name -> vft.v1.ExpelNode
-	32, // 31: vft.v1.Command.publish_port:type_name -> vft.v1.PublishPort
-	41, // 32: vft.v1.PutNode.node:type_name -> vft.v1.Node
-	42, // 33: vft.v1.SubmitJob.spec:type_name -> vft.v1.JobSpec
-	43, // 34: vft.v1.BeginOperation.kind:type_name -> vft.v1.OperationKind
-	44, // 35: vft.v1.BeginOperation.guests:type_name -> vft.v1.Guest
-	33, // 36: vft.v1.BeginOperation.figures:type_name -> vft.v1.BeginOperation.FiguresEntry
-	45, // 37: vft.v1.BeginOperation.levels:type_name -> vft.v1.EpochLevel
-	46, // 38: vft.v1.BeginOperation.move:type_name -> vft.v1.Move
-	47, // 39: vft.v1.AdvanceOperation.phase:type_name -> vft.v1.OperationPhase
-	34, // 40: vft.v1.AdvanceOperation.figures:type_name -> vft.v1.AdvanceOperation.FiguresEntry
-	48, // 41: vft.v1.AdvanceOperation.proof:type_name -> vft.v1.DrainProof
-	49, // 42: vft.v1.AdvanceOperation.parts:type_name -> vft.v1.Part
-	7,  // 43: vft.v1.AdvanceOperation.releases:type_name -> vft.v1.NodeRelease
-	35, // 44: vft.v1.FinishOperation.figures:type_name -> vft.v1.FinishOperation.FiguresEntry
-	36, // 45: vft.v1.GuestsFilled.figures:type_name -> vft.v1.GuestsFilled.FiguresEntry
-	49, // 46: vft.v1.CommitEpoch.parts:type_name -> vft.v1.Part
-	14, // 47: vft.v1.UpdateLevel.parts:type_name -> vft.v1.PartUpdate
-	50, // 48: vft.v1.RequestStop.exit:type_name -> vft.v1.Exit
-	50, // 49: vft.v1.RecordExit.exit:type_name -> vft.v1.Exit
-	51, // 50: vft.v1.AppendEvent.event:type_name -> vft.v1.Event
-	42, // 51: vft.v1.ImportEpoch.spec:type_name -> vft.v1.JobSpec
-	52, // 52: vft.v1.ImportEpoch.epoch:type_name -> vft.v1.Epoch
-	45, // 53: vft.v1.ImportEpoch.levels:type_name -> vft.v1.EpochLevel
-	46, // 54: vft.v1.RequestMove.move:type_name -> vft.v1.Move
-	41, // 55: vft.v1.State.nodes:type_name -> vft.v1.Node
-	53, // 56: vft.v1.State.jobs:type_name -> vft.v1.Job
-	37, // 57: vft.v1.State.replicas:type_name -> vft.v1.State.ReplicasEntry
-	54, // 58: vft.v1.State.tokens:type_name -> vft.v1.Token
-	55, // 59: vft.v1.State.enrolled:type_name -> vft.v1.Enrolled
-	56, // 60: vft.v1.PublishPort.port:type_name -> vft.v1.PublishedPort
-	61, // [61:61] is the sub-list for method output_type
-	61, // [61:61] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	31, // 28: vft.v1.Command.settle_alarms:type_name -> vft.v1.SettleAlarms
+	39, // 29: vft.v1.Command.add_token:type_name -> vft.v1.AddToken
+	40, // 30: vft.v1.Command.redeem_token:type_name -> vft.v1.RedeemToken
+	41, // 31: vft.v1.Command.expel_node:type_name -> vft.v1.ExpelNode
+	33, // 32: vft.v1.Command.publish_port:type_name -> vft.v1.PublishPort
+	42, // 33: vft.v1.PutNode.node:type_name -> vft.v1.Node
+	43, // 34: vft.v1.SubmitJob.spec:type_name -> vft.v1.JobSpec
+	44, // 35: vft.v1.BeginOperation.kind:type_name -> vft.v1.OperationKind
+	45, // 36: vft.v1.BeginOperation.guests:type_name -> vft.v1.Guest
+	34, // 37: vft.v1.BeginOperation.figures:type_name -> vft.v1.BeginOperation.FiguresEntry
+	46, // 38: vft.v1.BeginOperation.levels:type_name -> vft.v1.EpochLevel
+	47, // 39: vft.v1.BeginOperation.move:type_name -> vft.v1.Move
+	48, // 40: vft.v1.AdvanceOperation.phase:type_name -> vft.v1.OperationPhase
+	35, // 41: vft.v1.AdvanceOperation.figures:type_name -> vft.v1.AdvanceOperation.FiguresEntry
+	49, // 42: vft.v1.AdvanceOperation.proof:type_name -> vft.v1.DrainProof
+	50, // 43: vft.v1.AdvanceOperation.parts:type_name -> vft.v1.Part
+	7,  // 44: vft.v1.AdvanceOperation.releases:type_name -> vft.v1.NodeRelease
+	36, // 45: vft.v1.FinishOperation.figures:type_name -> vft.v1.FinishOperation.FiguresEntry
+	37, // 46: vft.v1.GuestsFilled.figures:type_name -> vft.v1.GuestsFilled.FiguresEntry
+	50, // 47: vft.v1.CommitEpoch.parts:type_name -> vft.v1.Part
+	14, // 48: vft.v1.UpdateLevel.parts:type_name -> vft.v1.PartUpdate
+	51, // 49: vft.v1.RequestStop.exit:type_name -> vft.v1.Exit
+	51, // 50: vft.v1.RecordExit.exit:type_name -> vft.v1.Exit
+	52, // 51: vft.v1.AppendEvent.event:type_name -> vft.v1.Event
+	43, // 52: vft.v1.ImportEpoch.spec:type_name -> vft.v1.JobSpec
+	53, // 53: vft.v1.ImportEpoch.epoch:type_name -> vft.v1.Epoch
+	46, // 54: vft.v1.ImportEpoch.levels:type_name -> vft.v1.EpochLevel
+	47, // 55: vft.v1.RequestMove.move:type_name -> vft.v1.Move
+	42, // 56: vft.v1.State.nodes:type_name -> vft.v1.Node
+	54, // 57: vft.v1.State.jobs:type_name -> vft.v1.Job
+	38, // 58: vft.v1.State.replicas:type_name -> vft.v1.State.ReplicasEntry
+	55, // 59: vft.v1.State.tokens:type_name -> vft.v1.Token
+	56, // 60: vft.v1.State.enrolled:type_name -> vft.v1.Enrolled
+	57, // 61: vft.v1.State.scores:type_name -> vft.v1.RuleScore
+	58, // 62: vft.v1.State.episodes:type_name -> vft.v1.AlarmEpisode
+	59, // 63: vft.v1.PublishPort.port:type_name -> vft.v1.PublishedPort
+	64, // [64:64] is the sub-list for method output_type
+	64, // [64:64] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_vft_v1_command_proto_init() }
@@ -3177,6 +3256,7 @@ func file_vft_v1_command_proto_init() {
 		(*Command_GuestsFilled)(nil),
 		(*Command_RequestSuspend)(nil),
 		(*Command_RequestContinue)(nil),
+		(*Command_SettleAlarms)(nil),
 		(*Command_AddToken)(nil),
 		(*Command_RedeemToken)(nil),
 		(*Command_ExpelNode)(nil),
@@ -3188,7 +3268,7 @@ func file_vft_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_command_proto_rawDesc), len(file_vft_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

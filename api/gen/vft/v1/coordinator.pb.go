@@ -2241,6 +2241,163 @@ func (x *ListNodesResponse) GetGuests() map[string]uint32 {
 	return nil
 }
 
+type ListScoresRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListScoresRequest) Reset() {
+	*x = ListScoresRequest{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListScoresRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListScoresRequest) ProtoMessage() {}
+
+func (x *ListScoresRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListScoresRequest.ProtoReflect.Descriptor instead.
+func (*ListScoresRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{44}
+}
+
+type ListScoresResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rules         []*RuleStanding        `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"` // by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListScoresResponse) Reset() {
+	*x = ListScoresResponse{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListScoresResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListScoresResponse) ProtoMessage() {}
+
+func (x *ListScoresResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListScoresResponse.ProtoReflect.Descriptor instead.
+func (*ListScoresResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ListScoresResponse) GetRules() []*RuleStanding {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// RuleStanding is a rule's score and what follows from it.
+type RuleStanding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Score         *RuleScore             `protobuf:"bytes,1,opt,name=score,proto3" json:"score,omitempty"`
+	Open          int64                  `protobuf:"varint,2,opt,name=open,proto3" json:"open,omitempty"`            // episodes of which it is not known yet whether they were right
+	Precision     float64                `protobuf:"fixed64,3,opt,name=precision,proto3" json:"precision,omitempty"` // estimated share of its alarms that are right; 0: it has raised none
+	Weight        float64                `protobuf:"fixed64,4,opt,name=weight,proto3" json:"weight,omitempty"`       // precision per confidence, 1 without an alarm
+	Lead          int64                  `protobuf:"varint,5,opt,name=lead,proto3" json:"lead,omitempty"`            // median from alarm to failure of the newest hits, 0 without one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleStanding) Reset() {
+	*x = RuleStanding{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleStanding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleStanding) ProtoMessage() {}
+
+func (x *RuleStanding) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleStanding.ProtoReflect.Descriptor instead.
+func (*RuleStanding) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RuleStanding) GetScore() *RuleScore {
+	if x != nil {
+		return x.Score
+	}
+	return nil
+}
+
+func (x *RuleStanding) GetOpen() int64 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
+func (x *RuleStanding) GetPrecision() float64 {
+	if x != nil {
+		return x.Precision
+	}
+	return 0
+}
+
+func (x *RuleStanding) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *RuleStanding) GetLead() int64 {
+	if x != nil {
+		return x.Lead
+	}
+	return 0
+}
+
 type HeartbeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // state, since: ignored
@@ -2252,7 +2409,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2421,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2434,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{44}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HeartbeatRequest) GetNode() *Node {
@@ -2314,7 +2471,7 @@ type WantedJob struct {
 
 func (x *WantedJob) Reset() {
 	*x = WantedJob{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2483,7 @@ func (x *WantedJob) String() string {
 func (*WantedJob) ProtoMessage() {}
 
 func (x *WantedJob) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2496,7 @@ func (x *WantedJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WantedJob.ProtoReflect.Descriptor instead.
 func (*WantedJob) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{45}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WantedJob) GetJob() string {
@@ -2382,7 +2539,7 @@ type GatewayPolicy struct {
 
 func (x *GatewayPolicy) Reset() {
 	*x = GatewayPolicy{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2551,7 @@ func (x *GatewayPolicy) String() string {
 func (*GatewayPolicy) ProtoMessage() {}
 
 func (x *GatewayPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2564,7 @@ func (x *GatewayPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPolicy.ProtoReflect.Descriptor instead.
 func (*GatewayPolicy) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{46}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GatewayPolicy) GetPorts() []*PublishedPort {
@@ -2444,7 +2601,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2613,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2626,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{47}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *HeartbeatResponse) GetLease() int64 {
@@ -2515,7 +2672,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2684,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2697,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{48}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{51}
 }
 
 type ReplicaStatus struct {
@@ -2554,7 +2711,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2723,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2736,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{49}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReplicaStatus) GetId() string {
@@ -2619,7 +2776,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2788,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2801,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{50}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StatusResponse) GetId() string {
@@ -2713,7 +2870,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2882,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2895,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{51}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AddReplicaRequest) GetId() string {
@@ -2763,7 +2920,7 @@ type AddReplicaResponse struct {
 
 func (x *AddReplicaResponse) Reset() {
 	*x = AddReplicaResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +2932,7 @@ func (x *AddReplicaResponse) String() string {
 func (*AddReplicaResponse) ProtoMessage() {}
 
 func (x *AddReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +2945,7 @@ func (x *AddReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaResponse.ProtoReflect.Descriptor instead.
 func (*AddReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{52}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{55}
 }
 
 type PublishPortRequest struct {
@@ -2802,7 +2959,7 @@ type PublishPortRequest struct {
 
 func (x *PublishPortRequest) Reset() {
 	*x = PublishPortRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2971,7 @@ func (x *PublishPortRequest) String() string {
 func (*PublishPortRequest) ProtoMessage() {}
 
 func (x *PublishPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +2984,7 @@ func (x *PublishPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPortRequest.ProtoReflect.Descriptor instead.
 func (*PublishPortRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{53}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PublishPortRequest) GetId() string {
@@ -2860,7 +3017,7 @@ type PublishPortResponse struct {
 
 func (x *PublishPortResponse) Reset() {
 	*x = PublishPortResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3029,7 @@ func (x *PublishPortResponse) String() string {
 func (*PublishPortResponse) ProtoMessage() {}
 
 func (x *PublishPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3042,7 @@ func (x *PublishPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPortResponse.ProtoReflect.Descriptor instead.
 func (*PublishPortResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{54}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PublishPortResponse) GetJob() *Job {
@@ -3030,7 +3187,16 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x06guests\x18\x02 \x03(\v2%.vft.v1.ListNodesResponse.GuestsEntryR\x06guests\x1a9\n" +
 	"\vGuestsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x13\n" +
+	"\x11ListScoresRequest\"@\n" +
+	"\x12ListScoresResponse\x12*\n" +
+	"\x05rules\x18\x01 \x03(\v2\x14.vft.v1.RuleStandingR\x05rules\"\x95\x01\n" +
+	"\fRuleStanding\x12'\n" +
+	"\x05score\x18\x01 \x01(\v2\x11.vft.v1.RuleScoreR\x05score\x12\x12\n" +
+	"\x04open\x18\x02 \x01(\x03R\x04open\x12\x1c\n" +
+	"\tprecision\x18\x03 \x01(\x01R\tprecision\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x01R\x06weight\x12\x12\n" +
+	"\x04lead\x18\x05 \x01(\x03R\x04lead\"\x83\x01\n" +
 	"\x10HeartbeatRequest\x12 \n" +
 	"\x04node\x18\x01 \x01(\v2\f.vft.v1.NodeR\x04node\x12+\n" +
 	"\x06guests\x18\x02 \x03(\v2\x13.vft.v1.GuestStatusR\x06guests\x12 \n" +
@@ -3073,7 +3239,7 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\v2\x15.vft.v1.PublishedPortR\x04port\x12\x16\n" +
 	"\x06remove\x18\x03 \x01(\bR\x06remove\"4\n" +
 	"\x13PublishPortResponse\x12\x1d\n" +
-	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job2\x83\x0e\n" +
+	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job2\xc8\x0e\n" +
 	"\x12CoordinatorService\x12@\n" +
 	"\tSubmitJob\x12\x18.vft.v1.SubmitJobRequest\x1a\x19.vft.v1.SubmitJobResponse\x127\n" +
 	"\x06GetJob\x12\x15.vft.v1.GetJobRequest\x1a\x16.vft.v1.GetJobResponse\x12=\n" +
@@ -3097,7 +3263,9 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\fMigrateGuest\x12\x1b.vft.v1.MigrateGuestRequest\x1a\x1c.vft.v1.MigrateGuestResponse\x12@\n" +
 	"\tDrainNode\x12\x18.vft.v1.DrainNodeRequest\x1a\x19.vft.v1.DrainNodeResponse\x12F\n" +
 	"\vPublishPort\x12\x1a.vft.v1.PublishPortRequest\x1a\x1b.vft.v1.PublishPortResponse\x12@\n" +
-	"\tListNodes\x12\x18.vft.v1.ListNodesRequest\x1a\x19.vft.v1.ListNodesResponse\x12@\n" +
+	"\tListNodes\x12\x18.vft.v1.ListNodesRequest\x1a\x19.vft.v1.ListNodesResponse\x12C\n" +
+	"\n" +
+	"ListScores\x12\x19.vft.v1.ListScoresRequest\x1a\x1a.vft.v1.ListScoresResponse\x12@\n" +
 	"\tHeartbeat\x12\x18.vft.v1.HeartbeatRequest\x1a\x19.vft.v1.HeartbeatResponse\x127\n" +
 	"\x06Status\x12\x15.vft.v1.StatusRequest\x1a\x16.vft.v1.StatusResponse\x12C\n" +
 	"\n" +
@@ -3117,7 +3285,7 @@ func file_vft_v1_coordinator_proto_rawDescGZIP() []byte {
 	return file_vft_v1_coordinator_proto_rawDescData
 }
 
-var file_vft_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_vft_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_vft_v1_coordinator_proto_goTypes = []any{
 	(*LeaderHint)(nil),             // 0: vft.v1.LeaderHint
 	(*SubmitJobRequest)(nil),       // 1: vft.v1.SubmitJobRequest
@@ -3163,120 +3331,128 @@ var file_vft_v1_coordinator_proto_goTypes = []any{
 	(*PlacedGuest)(nil),            // 41: vft.v1.PlacedGuest
 	(*ListNodesRequest)(nil),       // 42: vft.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),      // 43: vft.v1.ListNodesResponse
-	(*HeartbeatRequest)(nil),       // 44: vft.v1.HeartbeatRequest
-	(*WantedJob)(nil),              // 45: vft.v1.WantedJob
-	(*GatewayPolicy)(nil),          // 46: vft.v1.GatewayPolicy
-	(*HeartbeatResponse)(nil),      // 47: vft.v1.HeartbeatResponse
-	(*StatusRequest)(nil),          // 48: vft.v1.StatusRequest
-	(*ReplicaStatus)(nil),          // 49: vft.v1.ReplicaStatus
-	(*StatusResponse)(nil),         // 50: vft.v1.StatusResponse
-	(*AddReplicaRequest)(nil),      // 51: vft.v1.AddReplicaRequest
-	(*AddReplicaResponse)(nil),     // 52: vft.v1.AddReplicaResponse
-	(*PublishPortRequest)(nil),     // 53: vft.v1.PublishPortRequest
-	(*PublishPortResponse)(nil),    // 54: vft.v1.PublishPortResponse
-	nil,                            // 55: vft.v1.WatchJobResponse.NodeAddressesEntry
-	nil,                            // 56: vft.v1.ListNodesResponse.GuestsEntry
-	(*JobSpec)(nil),                // 57: vft.v1.JobSpec
-	(*Job)(nil),                    // 58: vft.v1.Job
-	(*Exit)(nil),                   // 59: vft.v1.Exit
-	(*Epoch)(nil),                  // 60: vft.v1.Epoch
-	(*Event)(nil),                  // 61: vft.v1.Event
-	(*Node)(nil),                   // 62: vft.v1.Node
-	(*GuestStatus)(nil),            // 63: vft.v1.GuestStatus
-	(*PublishedPort)(nil),          // 64: vft.v1.PublishedPort
-	(*ExpelNodeRequest)(nil),       // 65: vft.v1.ExpelNodeRequest
-	(*CreateTokenRequest)(nil),     // 66: vft.v1.CreateTokenRequest
-	(*ExpelNodeResponse)(nil),      // 67: vft.v1.ExpelNodeResponse
-	(*CreateTokenResponse)(nil),    // 68: vft.v1.CreateTokenResponse
+	(*ListScoresRequest)(nil),      // 44: vft.v1.ListScoresRequest
+	(*ListScoresResponse)(nil),     // 45: vft.v1.ListScoresResponse
+	(*RuleStanding)(nil),           // 46: vft.v1.RuleStanding
+	(*HeartbeatRequest)(nil),       // 47: vft.v1.HeartbeatRequest
+	(*WantedJob)(nil),              // 48: vft.v1.WantedJob
+	(*GatewayPolicy)(nil),          // 49: vft.v1.GatewayPolicy
+	(*HeartbeatResponse)(nil),      // 50: vft.v1.HeartbeatResponse
+	(*StatusRequest)(nil),          // 51: vft.v1.StatusRequest
+	(*ReplicaStatus)(nil),          // 52: vft.v1.ReplicaStatus
+	(*StatusResponse)(nil),         // 53: vft.v1.StatusResponse
+	(*AddReplicaRequest)(nil),      // 54: vft.v1.AddReplicaRequest
+	(*AddReplicaResponse)(nil),     // 55: vft.v1.AddReplicaResponse
+	(*PublishPortRequest)(nil),     // 56: vft.v1.PublishPortRequest
+	(*PublishPortResponse)(nil),    // 57: vft.v1.PublishPortResponse
+	nil,                            // 58: vft.v1.WatchJobResponse.NodeAddressesEntry
+	nil,                            // 59: vft.v1.ListNodesResponse.GuestsEntry
+	(*JobSpec)(nil),                // 60: vft.v1.JobSpec
+	(*Job)(nil),                    // 61: vft.v1.Job
+	(*Exit)(nil),                   // 62: vft.v1.Exit
+	(*Epoch)(nil),                  // 63: vft.v1.Epoch
+	(*Event)(nil),                  // 64: vft.v1.Event
+	(*Node)(nil),                   // 65: vft.v1.Node
+	(*RuleScore)(nil),              // 66: vft.v1.RuleScore
+	(*GuestStatus)(nil),            // 67: vft.v1.GuestStatus
+	(*PublishedPort)(nil),          // 68: vft.v1.PublishedPort
+	(*ExpelNodeRequest)(nil),       // 69: vft.v1.ExpelNodeRequest
+	(*CreateTokenRequest)(nil),     // 70: vft.v1.CreateTokenRequest
+	(*ExpelNodeResponse)(nil),      // 71: vft.v1.ExpelNodeResponse
+	(*CreateTokenResponse)(nil),    // 72: vft.v1.CreateTokenResponse
 }
 var file_vft_v1_coordinator_proto_depIdxs = []int32{
-	57, // 0: vft.v1.SubmitJobRequest.spec:type_name -> vft.v1.JobSpec
-	58, // 1: vft.v1.SubmitJobResponse.job:type_name -> vft.v1.Job
-	58, // 2: vft.v1.GetJobResponse.job:type_name -> vft.v1.Job
-	58, // 3: vft.v1.ListJobsResponse.jobs:type_name -> vft.v1.Job
-	58, // 4: vft.v1.WatchJobResponse.job:type_name -> vft.v1.Job
-	55, // 5: vft.v1.WatchJobResponse.node_addresses:type_name -> vft.v1.WatchJobResponse.NodeAddressesEntry
-	59, // 6: vft.v1.FinishJobRequest.exit:type_name -> vft.v1.Exit
-	60, // 7: vft.v1.TakeCheckpointResponse.epoch:type_name -> vft.v1.Epoch
-	60, // 8: vft.v1.PinEpochResponse.epoch:type_name -> vft.v1.Epoch
+	60, // 0: vft.v1.SubmitJobRequest.spec:type_name -> vft.v1.JobSpec
+	61, // 1: vft.v1.SubmitJobResponse.job:type_name -> vft.v1.Job
+	61, // 2: vft.v1.GetJobResponse.job:type_name -> vft.v1.Job
+	61, // 3: vft.v1.ListJobsResponse.jobs:type_name -> vft.v1.Job
+	61, // 4: vft.v1.WatchJobResponse.job:type_name -> vft.v1.Job
+	58, // 5: vft.v1.WatchJobResponse.node_addresses:type_name -> vft.v1.WatchJobResponse.NodeAddressesEntry
+	62, // 6: vft.v1.FinishJobRequest.exit:type_name -> vft.v1.Exit
+	63, // 7: vft.v1.TakeCheckpointResponse.epoch:type_name -> vft.v1.Epoch
+	63, // 8: vft.v1.PinEpochResponse.epoch:type_name -> vft.v1.Epoch
 	25, // 9: vft.v1.VerifyEpochResponse.verdicts:type_name -> vft.v1.Verdict
 	28, // 10: vft.v1.CollectGarbageResponse.collections:type_name -> vft.v1.Collection
-	57, // 11: vft.v1.ImportEpochRequest.spec:type_name -> vft.v1.JobSpec
-	60, // 12: vft.v1.ImportEpochRequest.epoch:type_name -> vft.v1.Epoch
-	58, // 13: vft.v1.ImportEpochResponse.job:type_name -> vft.v1.Job
-	58, // 14: vft.v1.ResumeJobResponse.job:type_name -> vft.v1.Job
-	58, // 15: vft.v1.SuspendJobResponse.job:type_name -> vft.v1.Job
-	58, // 16: vft.v1.ContinueJobResponse.job:type_name -> vft.v1.Job
-	61, // 17: vft.v1.MigrateGuestResponse.event:type_name -> vft.v1.Event
-	62, // 18: vft.v1.DrainNodeResponse.node:type_name -> vft.v1.Node
+	60, // 11: vft.v1.ImportEpochRequest.spec:type_name -> vft.v1.JobSpec
+	63, // 12: vft.v1.ImportEpochRequest.epoch:type_name -> vft.v1.Epoch
+	61, // 13: vft.v1.ImportEpochResponse.job:type_name -> vft.v1.Job
+	61, // 14: vft.v1.ResumeJobResponse.job:type_name -> vft.v1.Job
+	61, // 15: vft.v1.SuspendJobResponse.job:type_name -> vft.v1.Job
+	61, // 16: vft.v1.ContinueJobResponse.job:type_name -> vft.v1.Job
+	64, // 17: vft.v1.MigrateGuestResponse.event:type_name -> vft.v1.Event
+	65, // 18: vft.v1.DrainNodeResponse.node:type_name -> vft.v1.Node
 	41, // 19: vft.v1.DrainNodeResponse.guests:type_name -> vft.v1.PlacedGuest
-	62, // 20: vft.v1.ListNodesResponse.nodes:type_name -> vft.v1.Node
-	56, // 21: vft.v1.ListNodesResponse.guests:type_name -> vft.v1.ListNodesResponse.GuestsEntry
-	62, // 22: vft.v1.HeartbeatRequest.node:type_name -> vft.v1.Node
-	63, // 23: vft.v1.HeartbeatRequest.guests:type_name -> vft.v1.GuestStatus
-	46, // 24: vft.v1.WantedJob.gateway:type_name -> vft.v1.GatewayPolicy
-	64, // 25: vft.v1.GatewayPolicy.ports:type_name -> vft.v1.PublishedPort
-	45, // 26: vft.v1.HeartbeatResponse.jobs:type_name -> vft.v1.WantedJob
-	49, // 27: vft.v1.StatusResponse.replicas:type_name -> vft.v1.ReplicaStatus
-	64, // 28: vft.v1.PublishPortRequest.port:type_name -> vft.v1.PublishedPort
-	58, // 29: vft.v1.PublishPortResponse.job:type_name -> vft.v1.Job
-	1,  // 30: vft.v1.CoordinatorService.SubmitJob:input_type -> vft.v1.SubmitJobRequest
-	3,  // 31: vft.v1.CoordinatorService.GetJob:input_type -> vft.v1.GetJobRequest
-	5,  // 32: vft.v1.CoordinatorService.ListJobs:input_type -> vft.v1.ListJobsRequest
-	7,  // 33: vft.v1.CoordinatorService.WatchJob:input_type -> vft.v1.WatchJobRequest
-	9,  // 34: vft.v1.CoordinatorService.StopJob:input_type -> vft.v1.StopJobRequest
-	11, // 35: vft.v1.CoordinatorService.RestartJob:input_type -> vft.v1.RestartJobRequest
-	13, // 36: vft.v1.CoordinatorService.FinishJob:input_type -> vft.v1.FinishJobRequest
-	15, // 37: vft.v1.CoordinatorService.RenewClient:input_type -> vft.v1.RenewClientRequest
-	17, // 38: vft.v1.CoordinatorService.TakeCheckpoint:input_type -> vft.v1.TakeCheckpointRequest
-	19, // 39: vft.v1.CoordinatorService.DeleteEpoch:input_type -> vft.v1.DeleteEpochRequest
-	21, // 40: vft.v1.CoordinatorService.PinEpoch:input_type -> vft.v1.PinEpochRequest
-	23, // 41: vft.v1.CoordinatorService.VerifyEpoch:input_type -> vft.v1.VerifyEpochRequest
-	26, // 42: vft.v1.CoordinatorService.CollectGarbage:input_type -> vft.v1.CollectGarbageRequest
-	29, // 43: vft.v1.CoordinatorService.ImportEpoch:input_type -> vft.v1.ImportEpochRequest
-	31, // 44: vft.v1.CoordinatorService.ResumeJob:input_type -> vft.v1.ResumeJobRequest
-	33, // 45: vft.v1.CoordinatorService.SuspendJob:input_type -> vft.v1.SuspendJobRequest
-	35, // 46: vft.v1.CoordinatorService.ContinueJob:input_type -> vft.v1.ContinueJobRequest
-	37, // 47: vft.v1.CoordinatorService.MigrateGuest:input_type -> vft.v1.MigrateGuestRequest
-	39, // 48: vft.v1.CoordinatorService.DrainNode:input_type -> vft.v1.DrainNodeRequest
-	53, // 49: vft.v1.CoordinatorService.PublishPort:input_type -> vft.v1.PublishPortRequest
-	42, // 50: vft.v1.CoordinatorService.ListNodes:input_type -> vft.v1.ListNodesRequest
-	44, // 51: vft.v1.CoordinatorService.Heartbeat:input_type -> vft.v1.HeartbeatRequest
-	48, // 52: vft.v1.CoordinatorService.Status:input_type -> vft.v1.StatusRequest
-	51, // 53: vft.v1.CoordinatorService.AddReplica:input_type -> vft.v1.AddReplicaRequest
-	65, // 54: vft.v1.CoordinatorService.ExpelNode:input_type -> vft.v1.ExpelNodeRequest
-	66, // 55: vft.v1.CoordinatorService.CreateToken:input_type -> vft.v1.CreateTokenRequest
-	2,  // 56: vft.v1.CoordinatorService.SubmitJob:output_type -> vft.v1.SubmitJobResponse
-	4,  // 57: vft.v1.CoordinatorService.GetJob:output_type -> vft.v1.GetJobResponse
-	6,  // 58: vft.v1.CoordinatorService.ListJobs:output_type -> vft.v1.ListJobsResponse
-	8,  // 59: vft.v1.CoordinatorService.WatchJob:output_type -> vft.v1.WatchJobResponse
-	10, // 60: vft.v1.CoordinatorService.StopJob:output_type -> vft.v1.StopJobResponse
-	12, // 61: vft.v1.CoordinatorService.RestartJob:output_type -> vft.v1.RestartJobResponse
-	14, // 62: vft.v1.CoordinatorService.FinishJob:output_type -> vft.v1.FinishJobResponse
-	16, // 63: vft.v1.CoordinatorService.RenewClient:output_type -> vft.v1.RenewClientResponse
-	18, // 64: vft.v1.CoordinatorService.TakeCheckpoint:output_type -> vft.v1.TakeCheckpointResponse
-	20, // 65: vft.v1.CoordinatorService.DeleteEpoch:output_type -> vft.v1.DeleteEpochResponse
-	22, // 66: vft.v1.CoordinatorService.PinEpoch:output_type -> vft.v1.PinEpochResponse
-	24, // 67: vft.v1.CoordinatorService.VerifyEpoch:output_type -> vft.v1.VerifyEpochResponse
-	27, // 68: vft.v1.CoordinatorService.CollectGarbage:output_type -> vft.v1.CollectGarbageResponse
-	30, // 69: vft.v1.CoordinatorService.ImportEpoch:output_type -> vft.v1.ImportEpochResponse
-	32, // 70: vft.v1.CoordinatorService.ResumeJob:output_type -> vft.v1.ResumeJobResponse
-	34, // 71: vft.v1.CoordinatorService.SuspendJob:output_type -> vft.v1.SuspendJobResponse
-	36, // 72: vft.v1.CoordinatorService.ContinueJob:output_type -> vft.v1.ContinueJobResponse
-	38, // 73: vft.v1.CoordinatorService.MigrateGuest:output_type -> vft.v1.MigrateGuestResponse
-	40, // 74: vft.v1.CoordinatorService.DrainNode:output_type -> vft.v1.DrainNodeResponse
-	54, // 75: vft.v1.CoordinatorService.PublishPort:output_type -> vft.v1.PublishPortResponse
-	43, // 76: vft.v1.CoordinatorService.ListNodes:output_type -> vft.v1.ListNodesResponse
-	47, // 77: vft.v1.CoordinatorService.Heartbeat:output_type -> vft.v1.HeartbeatResponse
-	50, // 78: vft.v1.CoordinatorService.Status:output_type -> vft.v1.StatusResponse
-	52, // 79: vft.v1.CoordinatorService.AddReplica:output_type -> vft.v1.AddReplicaResponse
-	67, // 80: vft.v1.CoordinatorService.ExpelNode:output_type -> vft.v1.ExpelNodeResponse
-	68, // 81: vft.v1.CoordinatorService.CreateToken:output_type -> vft.v1.CreateTokenResponse
-	56, // [56:82] is the sub-list for method output_type
-	30, // [30:56] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	65, // 20: vft.v1.ListNodesResponse.nodes:type_name -> vft.v1.Node
+	59, // 21: vft.v1.ListNodesResponse.guests:type_name -> vft.v1.ListNodesResponse.GuestsEntry
+	46, // 22: vft.v1.ListScoresResponse.rules:type_name -> vft.v1.RuleStanding
+	66, // 23: vft.v1.RuleStanding.score:type_name -> vft.v1.RuleScore
+	65, // 24: vft.v1.HeartbeatRequest.node:type_name -> vft.v1.Node
+	67, // 25: vft.v1.HeartbeatRequest.guests:type_name -> vft.v1.GuestStatus
+	49, // 26: vft.v1.WantedJob.gateway:type_name -> vft.v1.GatewayPolicy
+	68, // 27: vft.v1.GatewayPolicy.ports:type_name -> vft.v1.PublishedPort
+	48, // 28: vft.v1.HeartbeatResponse.jobs:type_name -> vft.v1.WantedJob
+	52, // 29: vft.v1.StatusResponse.replicas:type_name -> vft.v1.ReplicaStatus
+	68, // 30: vft.v1.PublishPortRequest.port:type_name -> vft.v1.PublishedPort
+	61, // 31: vft.v1.PublishPortResponse.job:type_name -> vft.v1.Job
+	1,  // 32: vft.v1.CoordinatorService.SubmitJob:input_type -> vft.v1.SubmitJobRequest
+	3,  // 33: vft.v1.CoordinatorService.GetJob:input_type -> vft.v1.GetJobRequest
+	5,  // 34: vft.v1.CoordinatorService.ListJobs:input_type -> vft.v1.ListJobsRequest
+	7,  // 35: vft.v1.CoordinatorService.WatchJob:input_type -> vft.v1.WatchJobRequest
+	9,  // 36: vft.v1.CoordinatorService.StopJob:input_type -> vft.v1.StopJobRequest
+	11, // 37: vft.v1.CoordinatorService.RestartJob:input_type -> vft.v1.RestartJobRequest
+	13, // 38: vft.v1.CoordinatorService.FinishJob:input_type -> vft.v1.FinishJobRequest
+	15, // 39: vft.v1.CoordinatorService.RenewClient:input_type -> vft.v1.RenewClientRequest
+	17, // 40: vft.v1.CoordinatorService.TakeCheckpoint:input_type -> vft.v1.TakeCheckpointRequest
+	19, // 41: vft.v1.CoordinatorService.DeleteEpoch:input_type -> vft.v1.DeleteEpochRequest
+	21, // 42: vft.v1.CoordinatorService.PinEpoch:input_type -> vft.v1.PinEpochRequest
+	23, // 43: vft.v1.CoordinatorService.VerifyEpoch:input_type -> vft.v1.VerifyEpochRequest
+	26, // 44: vft.v1.CoordinatorService.CollectGarbage:input_type -> vft.v1.CollectGarbageRequest
+	29, // 45: vft.v1.CoordinatorService.ImportEpoch:input_type -> vft.v1.ImportEpochRequest
+	31, // 46: vft.v1.CoordinatorService.ResumeJob:input_type -> vft.v1.ResumeJobRequest
+	33, // 47: vft.v1.CoordinatorService.SuspendJob:input_type -> vft.v1.SuspendJobRequest
+	35, // 48: vft.v1.CoordinatorService.ContinueJob:input_type -> vft.v1.ContinueJobRequest
+	37, // 49: vft.v1.CoordinatorService.MigrateGuest:input_type -> vft.v1.MigrateGuestRequest
+	39, // 50: vft.v1.CoordinatorService.DrainNode:input_type -> vft.v1.DrainNodeRequest
+	56, // 51: vft.v1.CoordinatorService.PublishPort:input_type -> vft.v1.PublishPortRequest
+	42, // 52: vft.v1.CoordinatorService.ListNodes:input_type -> vft.v1.ListNodesRequest
+	44, // 53: vft.v1.CoordinatorService.ListScores:input_type -> vft.v1.ListScoresRequest
+	47, // 54: vft.v1.CoordinatorService.Heartbeat:input_type -> vft.v1.HeartbeatRequest
+	51, // 55: vft.v1.CoordinatorService.Status:input_type -> vft.v1.StatusRequest
+	54, // 56: vft.v1.CoordinatorService.AddReplica:input_type -> vft.v1.AddReplicaRequest
+	69, // 57: vft.v1.CoordinatorService.ExpelNode:input_type -> vft.v1.ExpelNodeRequest
+	70, // 58: vft.v1.CoordinatorService.CreateToken:input_type -> vft.v1.CreateTokenRequest
+	2,  // 59: vft.v1.CoordinatorService.SubmitJob:output_type -> vft.v1.SubmitJobResponse
+	4,  // 60: vft.v1.CoordinatorService.GetJob:output_type -> vft.v1.GetJobResponse
+	6,  // 61: vft.v1.CoordinatorService.ListJobs:output_type -> vft.v1.ListJobsResponse
+	8,  // 62: vft.v1.CoordinatorService.WatchJob:output_type -> vft.v1.WatchJobResponse
+	10, // 63: vft.v1.CoordinatorService.StopJob:output_type -> vft.v1.StopJobResponse
+	12, // 64: vft.v1.CoordinatorService.RestartJob:output_type -> vft.v1.RestartJobResponse
+	14, // 65: vft.v1.CoordinatorService.FinishJob:output_type -> vft.v1.FinishJobResponse
+	16, // 66: vft.v1.CoordinatorService.RenewClient:output_type -> vft.v1.RenewClientResponse
+	18, // 67: vft.v1.CoordinatorService.TakeCheckpoint:output_type -> vft.v1.TakeCheckpointResponse
+	20, // 68: vft.v1.CoordinatorService.DeleteEpoch:output_type -> vft.v1.DeleteEpochResponse
+	22, // 69: vft.v1.CoordinatorService.PinEpoch:output_type -> vft.v1.PinEpochResponse
+	24, // 70: vft.v1.CoordinatorService.VerifyEpoch:output_type -> vft.v1.VerifyEpochResponse
+	27, // 71: vft.v1.CoordinatorService.CollectGarbage:output_type -> vft.v1.CollectGarbageResponse
+	30, // 72: vft.v1.CoordinatorService.ImportEpoch:output_type -> vft.v1.ImportEpochResponse
+	32, // 73: vft.v1.CoordinatorService.ResumeJob:output_type -> vft.v1.ResumeJobResponse
+	34, // 74: vft.v1.CoordinatorService.SuspendJob:output_type -> vft.v1.SuspendJobResponse
+	36, // 75: vft.v1.CoordinatorService.ContinueJob:output_type -> vft.v1.ContinueJobResponse
+	38, // 76: vft.v1.CoordinatorService.MigrateGuest:output_type -> vft.v1.MigrateGuestResponse
+	40, // 77: vft.v1.CoordinatorService.DrainNode:output_type -> vft.v1.DrainNodeResponse
+	57, // 78: vft.v1.CoordinatorService.PublishPort:output_type -> vft.v1.PublishPortResponse
+	43, // 79: vft.v1.CoordinatorService.ListNodes:output_type -> vft.v1.ListNodesResponse
+	45, // 80: vft.v1.CoordinatorService.ListScores:output_type -> vft.v1.ListScoresResponse
+	50, // 81: vft.v1.CoordinatorService.Heartbeat:output_type -> vft.v1.HeartbeatResponse
+	53, // 82: vft.v1.CoordinatorService.Status:output_type -> vft.v1.StatusResponse
+	55, // 83: vft.v1.CoordinatorService.AddReplica:output_type -> vft.v1.AddReplicaResponse
+	71, // 84: vft.v1.CoordinatorService.ExpelNode:output_type -> vft.v1.ExpelNodeResponse
+	72, // 85: vft.v1.CoordinatorService.CreateToken:output_type -> vft.v1.CreateTokenResponse
+	59, // [59:86] is the sub-list for method output_type
+	32, // [32:59] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_vft_v1_coordinator_proto_init() }
@@ -3292,7 +3468,7 @@ func file_vft_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_coordinator_proto_rawDesc), len(file_vft_v1_coordinator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

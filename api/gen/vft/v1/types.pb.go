@@ -2913,6 +2913,7 @@ type Health struct {
 	Lead          int64                  `protobuf:"varint,3,opt,name=lead,proto3" json:"lead,omitempty"`              // expected time until it does
 	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`            // of state
 	Reasons       []*HealthReason        `protobuf:"bytes,5,rep,name=reasons,proto3" json:"reasons,omitempty"`         // the gravest first
+	Watching      []string               `protobuf:"bytes,6,rep,name=watching,proto3" json:"watching,omitempty"`       // rules that something was read for, whether or not they raise an alarm; in order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2978,6 +2979,13 @@ func (x *Health) GetSince() int64 {
 func (x *Health) GetReasons() []*HealthReason {
 	if x != nil {
 		return x.Reasons
+	}
+	return nil
+}
+
+func (x *Health) GetWatching() []string {
+	if x != nil {
+		return x.Watching
 	}
 	return nil
 }
@@ -3083,6 +3091,195 @@ func (x *HealthReason) GetEvidence() string {
 	return ""
 }
 
+// RuleScore is how often the alarms of a health rule were right
+// (docs/HEALTH.md). An alarm and those that follow until it is known whether it
+// was right are one episode.
+type RuleScore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rule          string                 `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Confidence    float64                `protobuf:"fixed64,2,opt,name=confidence,proto3" json:"confidence,omitempty"` // the rule's own, as of its latest alarm; 0: it has raised none
+	Episodes      int64                  `protobuf:"varint,3,opt,name=episodes,proto3" json:"episodes,omitempty"`
+	Hits          int64                  `protobuf:"varint,4,opt,name=hits,proto3" json:"hits,omitempty"`                                  // episodes that a failure of the node followed in time
+	FalseAlarms   int64                  `protobuf:"varint,5,opt,name=false_alarms,json=falseAlarms,proto3" json:"false_alarms,omitempty"` // episodes that none followed
+	Missed        int64                  `protobuf:"varint,6,opt,name=missed,proto3" json:"missed,omitempty"`                              // failures of nodes that the rule watched without an alarm
+	Leads         []int64                `protobuf:"varint,7,rep,packed,name=leads,proto3" json:"leads,omitempty"`                         // of the newest hits, from the alarm to the failure, oldest first
+	At            int64                  `protobuf:"varint,8,opt,name=at,proto3" json:"at,omitempty"`                                      // of the latest of these
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleScore) Reset() {
+	*x = RuleScore{}
+	mi := &file_vft_v1_types_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleScore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleScore) ProtoMessage() {}
+
+func (x *RuleScore) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_types_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleScore.ProtoReflect.Descriptor instead.
+func (*RuleScore) Descriptor() ([]byte, []int) {
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RuleScore) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *RuleScore) GetConfidence() float64 {
+	if x != nil {
+		return x.Confidence
+	}
+	return 0
+}
+
+func (x *RuleScore) GetEpisodes() int64 {
+	if x != nil {
+		return x.Episodes
+	}
+	return 0
+}
+
+func (x *RuleScore) GetHits() int64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *RuleScore) GetFalseAlarms() int64 {
+	if x != nil {
+		return x.FalseAlarms
+	}
+	return 0
+}
+
+func (x *RuleScore) GetMissed() int64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *RuleScore) GetLeads() []int64 {
+	if x != nil {
+		return x.Leads
+	}
+	return nil
+}
+
+func (x *RuleScore) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+// AlarmEpisode is an alarm of which it is not known yet whether it was right,
+// or one that was wrong and is still raised.
+type AlarmEpisode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	Begun         int64                  `protobuf:"varint,3,opt,name=begun,proto3" json:"begun,omitempty"`
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"` // a failure after this does not count
+	Raised        bool                   `protobuf:"varint,5,opt,name=raised,proto3" json:"raised,omitempty"`
+	Counted       bool                   `protobuf:"varint,6,opt,name=counted,proto3" json:"counted,omitempty"` // as a false alarm
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlarmEpisode) Reset() {
+	*x = AlarmEpisode{}
+	mi := &file_vft_v1_types_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlarmEpisode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlarmEpisode) ProtoMessage() {}
+
+func (x *AlarmEpisode) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_types_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlarmEpisode.ProtoReflect.Descriptor instead.
+func (*AlarmEpisode) Descriptor() ([]byte, []int) {
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AlarmEpisode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AlarmEpisode) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *AlarmEpisode) GetBegun() int64 {
+	if x != nil {
+		return x.Begun
+	}
+	return 0
+}
+
+func (x *AlarmEpisode) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *AlarmEpisode) GetRaised() bool {
+	if x != nil {
+		return x.Raised
+	}
+	return false
+}
+
+func (x *AlarmEpisode) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
+}
+
 // Fill says how the memory of a lazily restored guest came.
 type Fill struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3097,7 +3294,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_vft_v1_types_proto_msgTypes[23]
+	mi := &file_vft_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3306,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[23]
+	mi := &file_vft_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3319,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Fill) GetTook() int64 {
@@ -3177,7 +3374,7 @@ type GuestStatus struct {
 
 func (x *GuestStatus) Reset() {
 	*x = GuestStatus{}
-	mi := &file_vft_v1_types_proto_msgTypes[24]
+	mi := &file_vft_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3386,7 @@ func (x *GuestStatus) String() string {
 func (*GuestStatus) ProtoMessage() {}
 
 func (x *GuestStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[24]
+	mi := &file_vft_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3399,7 @@ func (x *GuestStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestStatus.ProtoReflect.Descriptor instead.
 func (*GuestStatus) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GuestStatus) GetJob() string {
@@ -3497,7 +3694,7 @@ const file_vft_v1_types_proto_rawDesc = "" +
 	"\adrained\x18\x0f \x01(\tR\adrained\x12&\n" +
 	"\x06health\x18\x10 \x01(\v2\x0e.vft.v1.HealthR\x06health\x122\n" +
 	"\brestores\x18\x11 \x03(\v2\x16.vft.v1.RestoreSupportR\brestores\x12\x16\n" +
-	"\x06levels\x18\x12 \x03(\tR\x06levels\"\xad\x01\n" +
+	"\x06levels\x18\x12 \x03(\tR\x06levels\"\xc9\x01\n" +
 	"\x06Health\x12)\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x13.vft.v1.HealthStateR\x05state\x12\x1e\n" +
 	"\n" +
@@ -3505,7 +3702,8 @@ const file_vft_v1_types_proto_rawDesc = "" +
 	"confidence\x12\x12\n" +
 	"\x04lead\x18\x03 \x01(\x03R\x04lead\x12\x14\n" +
 	"\x05since\x18\x04 \x01(\x03R\x05since\x12.\n" +
-	"\areasons\x18\x05 \x03(\v2\x14.vft.v1.HealthReasonR\areasons\"\xe5\x01\n" +
+	"\areasons\x18\x05 \x03(\v2\x14.vft.v1.HealthReasonR\areasons\x12\x1a\n" +
+	"\bwatching\x18\x06 \x03(\tR\bwatching\"\xe5\x01\n" +
 	"\fHealthReason\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12)\n" +
@@ -3516,7 +3714,25 @@ const file_vft_v1_types_proto_rawDesc = "" +
 	"\x04lead\x18\x05 \x01(\x03R\x04lead\x12\x16\n" +
 	"\x06window\x18\x06 \x01(\x03R\x06window\x12\x14\n" +
 	"\x05since\x18\a \x01(\x03R\x05since\x12\x1a\n" +
-	"\bevidence\x18\b \x01(\tR\bevidence\"\x80\x01\n" +
+	"\bevidence\x18\b \x01(\tR\bevidence\"\xd0\x01\n" +
+	"\tRuleScore\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\x02 \x01(\x01R\n" +
+	"confidence\x12\x1a\n" +
+	"\bepisodes\x18\x03 \x01(\x03R\bepisodes\x12\x12\n" +
+	"\x04hits\x18\x04 \x01(\x03R\x04hits\x12!\n" +
+	"\ffalse_alarms\x18\x05 \x01(\x03R\vfalseAlarms\x12\x16\n" +
+	"\x06missed\x18\x06 \x01(\x03R\x06missed\x12\x14\n" +
+	"\x05leads\x18\a \x03(\x03R\x05leads\x12\x0e\n" +
+	"\x02at\x18\b \x01(\x03R\x02at\"\x94\x01\n" +
+	"\fAlarmEpisode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +
+	"\x05begun\x18\x03 \x01(\x03R\x05begun\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x16\n" +
+	"\x06raised\x18\x05 \x01(\bR\x06raised\x12\x18\n" +
+	"\acounted\x18\x06 \x01(\bR\acounted\"\x80\x01\n" +
 	"\x04Fill\x12\x12\n" +
 	"\x04took\x18\x01 \x01(\x03R\x04took\x12\x1a\n" +
 	"\bdemanded\x18\x02 \x01(\x03R\bdemanded\x12\x14\n" +
@@ -3623,7 +3839,7 @@ func file_vft_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_vft_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_vft_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_vft_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_vft_v1_types_proto_goTypes = []any{
 	(Engine)(0),            // 0: vft.v1.Engine
 	(Restore)(0),           // 1: vft.v1.Restore
@@ -3660,11 +3876,13 @@ var file_vft_v1_types_proto_goTypes = []any{
 	(*Node)(nil),           // 32: vft.v1.Node
 	(*Health)(nil),         // 33: vft.v1.Health
 	(*HealthReason)(nil),   // 34: vft.v1.HealthReason
-	(*Fill)(nil),           // 35: vft.v1.Fill
-	(*GuestStatus)(nil),    // 36: vft.v1.GuestStatus
-	nil,                    // 37: vft.v1.Operation.FiguresEntry
-	nil,                    // 38: vft.v1.Event.FiguresEntry
-	nil,                    // 39: vft.v1.Event.LabelsEntry
+	(*RuleScore)(nil),      // 35: vft.v1.RuleScore
+	(*AlarmEpisode)(nil),   // 36: vft.v1.AlarmEpisode
+	(*Fill)(nil),           // 37: vft.v1.Fill
+	(*GuestStatus)(nil),    // 38: vft.v1.GuestStatus
+	nil,                    // 39: vft.v1.Operation.FiguresEntry
+	nil,                    // 40: vft.v1.Event.FiguresEntry
+	nil,                    // 41: vft.v1.Event.LabelsEntry
 }
 var file_vft_v1_types_proto_depIdxs = []int32{
 	2,  // 0: vft.v1.JobSpec.flavour:type_name -> vft.v1.Flavour
@@ -3684,10 +3902,10 @@ var file_vft_v1_types_proto_depIdxs = []int32{
 	18, // 14: vft.v1.Epoch.levels:type_name -> vft.v1.EpochLevel
 	7,  // 15: vft.v1.Operation.kind:type_name -> vft.v1.OperationKind
 	8,  // 16: vft.v1.Operation.phase:type_name -> vft.v1.OperationPhase
-	37, // 17: vft.v1.Operation.figures:type_name -> vft.v1.Operation.FiguresEntry
+	39, // 17: vft.v1.Operation.figures:type_name -> vft.v1.Operation.FiguresEntry
 	25, // 18: vft.v1.Operation.move:type_name -> vft.v1.Move
-	38, // 19: vft.v1.Event.figures:type_name -> vft.v1.Event.FiguresEntry
-	39, // 20: vft.v1.Event.labels:type_name -> vft.v1.Event.LabelsEntry
+	40, // 19: vft.v1.Event.figures:type_name -> vft.v1.Event.FiguresEntry
+	41, // 20: vft.v1.Event.labels:type_name -> vft.v1.Event.LabelsEntry
 	14, // 21: vft.v1.Job.spec:type_name -> vft.v1.JobSpec
 	3,  // 22: vft.v1.Job.phase:type_name -> vft.v1.JobPhase
 	17, // 23: vft.v1.Job.guests:type_name -> vft.v1.Guest
@@ -3710,7 +3928,7 @@ var file_vft_v1_types_proto_depIdxs = []int32{
 	34, // 40: vft.v1.Health.reasons:type_name -> vft.v1.HealthReason
 	10, // 41: vft.v1.HealthReason.level:type_name -> vft.v1.HealthState
 	11, // 42: vft.v1.GuestStatus.state:type_name -> vft.v1.GuestState
-	35, // 43: vft.v1.GuestStatus.fill:type_name -> vft.v1.Fill
+	37, // 43: vft.v1.GuestStatus.fill:type_name -> vft.v1.Fill
 	44, // [44:44] is the sub-list for method output_type
 	44, // [44:44] is the sub-list for method input_type
 	44, // [44:44] is the sub-list for extension type_name
@@ -3729,7 +3947,7 @@ func file_vft_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_types_proto_rawDesc), len(file_vft_v1_types_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -96,6 +96,9 @@ const (
 	// CoordinatorServiceListNodesProcedure is the fully-qualified name of the CoordinatorService's
 	// ListNodes RPC.
 	CoordinatorServiceListNodesProcedure = "/vft.v1.CoordinatorService/ListNodes"
+	// CoordinatorServiceListScoresProcedure is the fully-qualified name of the CoordinatorService's
+	// ListScores RPC.
+	CoordinatorServiceListScoresProcedure = "/vft.v1.CoordinatorService/ListScores"
 	// CoordinatorServiceHeartbeatProcedure is the fully-qualified name of the CoordinatorService's
 	// Heartbeat RPC.
 	CoordinatorServiceHeartbeatProcedure = "/vft.v1.CoordinatorService/Heartbeat"
@@ -151,6 +154,8 @@ type CoordinatorServiceClient interface {
 	// guest, or ends that. The gateway follows with its node's next heartbeat.
 	PublishPort(context.Context, *connect.Request[v1.PublishPortRequest]) (*connect.Response[v1.PublishPortResponse], error)
 	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// ListScores tells how often the alarms of each health rule were right.
+	ListScores(context.Context, *connect.Request[v1.ListScoresRequest]) (*connect.Response[v1.ListScoresResponse], error)
 	Heartbeat(context.Context, *connect.Request[v1.HeartbeatRequest]) (*connect.Response[v1.HeartbeatResponse], error)
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
 	// AddReplica makes a coordinator replica a voter, at the address given.
@@ -298,6 +303,12 @@ func NewCoordinatorServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(coordinatorServiceMethods.ByName("ListNodes")),
 			connect.WithClientOptions(opts...),
 		),
+		listScores: connect.NewClient[v1.ListScoresRequest, v1.ListScoresResponse](
+			httpClient,
+			baseURL+CoordinatorServiceListScoresProcedure,
+			connect.WithSchema(coordinatorServiceMethods.ByName("ListScores")),
+			connect.WithClientOptions(opts...),
+		),
 		heartbeat: connect.NewClient[v1.HeartbeatRequest, v1.HeartbeatResponse](
 			httpClient,
 			baseURL+CoordinatorServiceHeartbeatProcedure,
@@ -354,6 +365,7 @@ type coordinatorServiceClient struct {
 	drainNode      *connect.Client[v1.DrainNodeRequest, v1.DrainNodeResponse]
 	publishPort    *connect.Client[v1.PublishPortRequest, v1.PublishPortResponse]
 	listNodes      *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	listScores     *connect.Client[v1.ListScoresRequest, v1.ListScoresResponse]
 	heartbeat      *connect.Client[v1.HeartbeatRequest, v1.HeartbeatResponse]
 	status         *connect.Client[v1.StatusRequest, v1.StatusResponse]
 	addReplica     *connect.Client[v1.AddReplicaRequest, v1.AddReplicaResponse]
@@ -466,6 +478,11 @@ func (c *coordinatorServiceClient) ListNodes(ctx context.Context, req *connect.R
 	return c.listNodes.CallUnary(ctx, req)
 }
 
+// ListScores calls vft.v1.CoordinatorService.ListScores.
+func (c *coordinatorServiceClient) ListScores(ctx context.Context, req *connect.Request[v1.ListScoresRequest]) (*connect.Response[v1.ListScoresResponse], error) {
+	return c.listScores.CallUnary(ctx, req)
+}
+
 // Heartbeat calls vft.v1.CoordinatorService.Heartbeat.
 func (c *coordinatorServiceClient) Heartbeat(ctx context.Context, req *connect.Request[v1.HeartbeatRequest]) (*connect.Response[v1.HeartbeatResponse], error) {
 	return c.heartbeat.CallUnary(ctx, req)
@@ -529,6 +546,8 @@ type CoordinatorServiceHandler interface {
 	// guest, or ends that. The gateway follows with its node's next heartbeat.
 	PublishPort(context.Context, *connect.Request[v1.PublishPortRequest]) (*connect.Response[v1.PublishPortResponse], error)
 	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// ListScores tells how often the alarms of each health rule were right.
+	ListScores(context.Context, *connect.Request[v1.ListScoresRequest]) (*connect.Response[v1.ListScoresResponse], error)
 	Heartbeat(context.Context, *connect.Request[v1.HeartbeatRequest]) (*connect.Response[v1.HeartbeatResponse], error)
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
 	// AddReplica makes a coordinator replica a voter, at the address given.
@@ -672,6 +691,12 @@ func NewCoordinatorServiceHandler(svc CoordinatorServiceHandler, opts ...connect
 		connect.WithSchema(coordinatorServiceMethods.ByName("ListNodes")),
 		connect.WithHandlerOptions(opts...),
 	)
+	coordinatorServiceListScoresHandler := connect.NewUnaryHandler(
+		CoordinatorServiceListScoresProcedure,
+		svc.ListScores,
+		connect.WithSchema(coordinatorServiceMethods.ByName("ListScores")),
+		connect.WithHandlerOptions(opts...),
+	)
 	coordinatorServiceHeartbeatHandler := connect.NewUnaryHandler(
 		CoordinatorServiceHeartbeatProcedure,
 		svc.Heartbeat,
@@ -746,6 +771,8 @@ func NewCoordinatorServiceHandler(svc CoordinatorServiceHandler, opts ...connect
 			coordinatorServicePublishPortHandler.ServeHTTP(w, r)
 		case CoordinatorServiceListNodesProcedure:
 			coordinatorServiceListNodesHandler.ServeHTTP(w, r)
+		case CoordinatorServiceListScoresProcedure:
+			coordinatorServiceListScoresHandler.ServeHTTP(w, r)
 		case CoordinatorServiceHeartbeatProcedure:
 			coordinatorServiceHeartbeatHandler.ServeHTTP(w, r)
 		case CoordinatorServiceStatusProcedure:
@@ -847,6 +874,10 @@ func (UnimplementedCoordinatorServiceHandler) PublishPort(context.Context, *conn
 
 func (UnimplementedCoordinatorServiceHandler) ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.CoordinatorService.ListNodes is not implemented"))
+}
+
+func (UnimplementedCoordinatorServiceHandler) ListScores(context.Context, *connect.Request[v1.ListScoresRequest]) (*connect.Response[v1.ListScoresResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.CoordinatorService.ListScores is not implemented"))
 }
 
 func (UnimplementedCoordinatorServiceHandler) Heartbeat(context.Context, *connect.Request[v1.HeartbeatRequest]) (*connect.Response[v1.HeartbeatResponse], error) {
