@@ -1212,6 +1212,7 @@ type Verdict struct {
 	Asked         bool                   `protobuf:"varint,5,opt,name=asked,proto3" json:"asked,omitempty"`       // false: the node could not tell, see fault
 	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`       // read
 	Repaired      int64                  `protobuf:"varint,7,opt,name=repaired,proto3" json:"repaired,omitempty"` // bytes of it that were bad or missing, and were taken from elsewhere
+	Took          int64                  `protobuf:"varint,8,opt,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1291,6 +1292,13 @@ func (x *Verdict) GetBytes() int64 {
 func (x *Verdict) GetRepaired() int64 {
 	if x != nil {
 		return x.Repaired
+	}
+	return 0
+}
+
+func (x *Verdict) GetTook() int64 {
+	if x != nil {
+		return x.Took
 	}
 	return 0
 }
@@ -1556,19 +1564,228 @@ func (x *ImportEpochResponse) GetJob() *Job {
 	return nil
 }
 
+type AdmitExportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Caller        string                 `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"` // who asks the node, as in the certificate; empty: nobody shows one here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitExportRequest) Reset() {
+	*x = AdmitExportRequest{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitExportRequest) ProtoMessage() {}
+
+func (x *AdmitExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitExportRequest.ProtoReflect.Descriptor instead.
+func (*AdmitExportRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *AdmitExportRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AdmitExportRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *AdmitExportRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+type AdmitExportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"`
+	Parts         []*PartSource          `protobuf:"bytes,2,rep,name=parts,proto3" json:"parts,omitempty"` // by guest
+	Peers         []string               `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"` // addresses of sidecars to ask for the stage blob
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitExportResponse) Reset() {
+	*x = AdmitExportResponse{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitExportResponse) ProtoMessage() {}
+
+func (x *AdmitExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitExportResponse.ProtoReflect.Descriptor instead.
+func (*AdmitExportResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AdmitExportResponse) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *AdmitExportResponse) GetParts() []*PartSource {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *AdmitExportResponse) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+type AdmitImportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"` // as it is in the file
+	Caller        string                 `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"` // as in AdmitExportRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitImportRequest) Reset() {
+	*x = AdmitImportRequest{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitImportRequest) ProtoMessage() {}
+
+func (x *AdmitImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitImportRequest.ProtoReflect.Descriptor instead.
+func (*AdmitImportRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AdmitImportRequest) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *AdmitImportRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+type AdmitImportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitImportResponse) Reset() {
+	*x = AdmitImportResponse{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitImportResponse) ProtoMessage() {}
+
+func (x *AdmitImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitImportResponse.ProtoReflect.Descriptor instead.
+func (*AdmitImportResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{34}
+}
+
 type ResumeJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	ClientBound   bool                   `protobuf:"varint,3,opt,name=client_bound,json=clientBound,proto3" json:"client_bound,omitempty"`
 	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"` // chosen by the client, the same when it asks again
+	Nodes         []string               `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"` // wished for its guests, in turn, in place of the specification's; none: those stay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1797,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1810,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{31}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResumeJobRequest) GetId() string {
@@ -1624,6 +1841,13 @@ func (x *ResumeJobRequest) GetToken() string {
 	return ""
 }
 
+func (x *ResumeJobRequest) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type ResumeJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
@@ -1633,7 +1857,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1869,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1882,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{32}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -1678,7 +1902,7 @@ type SuspendJobRequest struct {
 
 func (x *SuspendJobRequest) Reset() {
 	*x = SuspendJobRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1914,7 @@ func (x *SuspendJobRequest) String() string {
 func (*SuspendJobRequest) ProtoMessage() {}
 
 func (x *SuspendJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1927,7 @@ func (x *SuspendJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendJobRequest.ProtoReflect.Descriptor instead.
 func (*SuspendJobRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{33}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SuspendJobRequest) GetId() string {
@@ -1729,7 +1953,7 @@ type SuspendJobResponse struct {
 
 func (x *SuspendJobResponse) Reset() {
 	*x = SuspendJobResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1965,7 @@ func (x *SuspendJobResponse) String() string {
 func (*SuspendJobResponse) ProtoMessage() {}
 
 func (x *SuspendJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1978,7 @@ func (x *SuspendJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendJobResponse.ProtoReflect.Descriptor instead.
 func (*SuspendJobResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{34}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SuspendJobResponse) GetJob() *Job {
@@ -1774,7 +1998,7 @@ type ContinueJobRequest struct {
 
 func (x *ContinueJobRequest) Reset() {
 	*x = ContinueJobRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +2010,7 @@ func (x *ContinueJobRequest) String() string {
 func (*ContinueJobRequest) ProtoMessage() {}
 
 func (x *ContinueJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +2023,7 @@ func (x *ContinueJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueJobRequest.ProtoReflect.Descriptor instead.
 func (*ContinueJobRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{35}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ContinueJobRequest) GetId() string {
@@ -1825,7 +2049,7 @@ type ContinueJobResponse struct {
 
 func (x *ContinueJobResponse) Reset() {
 	*x = ContinueJobResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2061,7 @@ func (x *ContinueJobResponse) String() string {
 func (*ContinueJobResponse) ProtoMessage() {}
 
 func (x *ContinueJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2074,7 @@ func (x *ContinueJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueJobResponse.ProtoReflect.Descriptor instead.
 func (*ContinueJobResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{36}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ContinueJobResponse) GetJob() *Job {
@@ -1873,7 +2097,7 @@ type MigrateGuestRequest struct {
 
 func (x *MigrateGuestRequest) Reset() {
 	*x = MigrateGuestRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2109,7 @@ func (x *MigrateGuestRequest) String() string {
 func (*MigrateGuestRequest) ProtoMessage() {}
 
 func (x *MigrateGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2122,7 @@ func (x *MigrateGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateGuestRequest.ProtoReflect.Descriptor instead.
 func (*MigrateGuestRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{37}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MigrateGuestRequest) GetId() string {
@@ -1945,7 +2169,7 @@ type MigrateGuestResponse struct {
 
 func (x *MigrateGuestResponse) Reset() {
 	*x = MigrateGuestResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2181,7 @@ func (x *MigrateGuestResponse) String() string {
 func (*MigrateGuestResponse) ProtoMessage() {}
 
 func (x *MigrateGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2194,7 @@ func (x *MigrateGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateGuestResponse.ProtoReflect.Descriptor instead.
 func (*MigrateGuestResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{38}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MigrateGuestResponse) GetEvent() *Event {
@@ -1991,7 +2215,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2227,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2240,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{39}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2050,7 +2274,7 @@ type DrainNodeResponse struct {
 
 func (x *DrainNodeResponse) Reset() {
 	*x = DrainNodeResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2286,7 @@ func (x *DrainNodeResponse) String() string {
 func (*DrainNodeResponse) ProtoMessage() {}
 
 func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2299,7 @@ func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
 func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{40}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DrainNodeResponse) GetNode() *Node {
@@ -2104,7 +2328,7 @@ type PlacedGuest struct {
 
 func (x *PlacedGuest) Reset() {
 	*x = PlacedGuest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2340,7 @@ func (x *PlacedGuest) String() string {
 func (*PlacedGuest) ProtoMessage() {}
 
 func (x *PlacedGuest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2353,7 @@ func (x *PlacedGuest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlacedGuest.ProtoReflect.Descriptor instead.
 func (*PlacedGuest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{41}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PlacedGuest) GetJob() string {
@@ -2161,7 +2385,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2397,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2410,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{42}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{46}
 }
 
 type ListNodesResponse struct {
@@ -2199,7 +2423,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2435,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2448,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{43}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2252,7 +2476,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2488,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2501,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{44}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HeartbeatRequest) GetNode() *Node {
@@ -2314,7 +2538,7 @@ type WantedJob struct {
 
 func (x *WantedJob) Reset() {
 	*x = WantedJob{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2550,7 @@ func (x *WantedJob) String() string {
 func (*WantedJob) ProtoMessage() {}
 
 func (x *WantedJob) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2563,7 @@ func (x *WantedJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WantedJob.ProtoReflect.Descriptor instead.
 func (*WantedJob) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{45}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WantedJob) GetJob() string {
@@ -2382,7 +2606,7 @@ type GatewayPolicy struct {
 
 func (x *GatewayPolicy) Reset() {
 	*x = GatewayPolicy{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2618,7 @@ func (x *GatewayPolicy) String() string {
 func (*GatewayPolicy) ProtoMessage() {}
 
 func (x *GatewayPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2631,7 @@ func (x *GatewayPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPolicy.ProtoReflect.Descriptor instead.
 func (*GatewayPolicy) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{46}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GatewayPolicy) GetPorts() []*PublishedPort {
@@ -2444,7 +2668,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2680,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2693,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{47}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *HeartbeatResponse) GetLease() int64 {
@@ -2515,7 +2739,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2751,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2764,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{48}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{52}
 }
 
 type ReplicaStatus struct {
@@ -2554,7 +2778,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2790,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2803,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{49}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReplicaStatus) GetId() string {
@@ -2619,7 +2843,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2855,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2868,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{50}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StatusResponse) GetId() string {
@@ -2713,7 +2937,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2949,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2962,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{51}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AddReplicaRequest) GetId() string {
@@ -2763,7 +2987,7 @@ type AddReplicaResponse struct {
 
 func (x *AddReplicaResponse) Reset() {
 	*x = AddReplicaResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +2999,7 @@ func (x *AddReplicaResponse) String() string {
 func (*AddReplicaResponse) ProtoMessage() {}
 
 func (x *AddReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +3012,7 @@ func (x *AddReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaResponse.ProtoReflect.Descriptor instead.
 func (*AddReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{52}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{56}
 }
 
 type PublishPortRequest struct {
@@ -2802,7 +3026,7 @@ type PublishPortRequest struct {
 
 func (x *PublishPortRequest) Reset() {
 	*x = PublishPortRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3038,7 @@ func (x *PublishPortRequest) String() string {
 func (*PublishPortRequest) ProtoMessage() {}
 
 func (x *PublishPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3051,7 @@ func (x *PublishPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPortRequest.ProtoReflect.Descriptor instead.
 func (*PublishPortRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{53}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PublishPortRequest) GetId() string {
@@ -2860,7 +3084,7 @@ type PublishPortResponse struct {
 
 func (x *PublishPortResponse) Reset() {
 	*x = PublishPortResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3096,7 @@ func (x *PublishPortResponse) String() string {
 func (*PublishPortResponse) ProtoMessage() {}
 
 func (x *PublishPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3109,7 @@ func (x *PublishPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPortResponse.ProtoReflect.Descriptor instead.
 func (*PublishPortResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{54}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PublishPortResponse) GetJob() *Job {
@@ -2899,7 +3123,7 @@ var File_vft_v1_coordinator_proto protoreflect.FileDescriptor
 
 const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\n" +
-	"\x18vft/v1/coordinator.proto\x12\x06vft.v1\x1a\x12vft/v1/enrol.proto\x1a\x12vft/v1/types.proto\"6\n" +
+	"\x18vft/v1/coordinator.proto\x12\x06vft.v1\x1a\x12vft/v1/enrol.proto\x1a\x14vft/v1/sidecar.proto\x1a\x12vft/v1/types.proto\"6\n" +
 	"\n" +
 	"LeaderHint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -2963,7 +3187,7 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04boot\x18\x03 \x01(\bR\x04boot\"B\n" +
 	"\x13VerifyEpochResponse\x12+\n" +
-	"\bverdicts\x18\x01 \x03(\v2\x0f.vft.v1.VerdictR\bverdicts\"\xa7\x01\n" +
+	"\bverdicts\x18\x01 \x03(\v2\x0f.vft.v1.VerdictR\bverdicts\"\xbb\x01\n" +
 	"\aVerdict\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\rR\x05guest\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x12\n" +
@@ -2971,7 +3195,8 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x05fault\x18\x04 \x01(\tR\x05fault\x12\x14\n" +
 	"\x05asked\x18\x05 \x01(\bR\x05asked\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x1a\n" +
-	"\brepaired\x18\a \x01(\x03R\brepaired\"\x17\n" +
+	"\brepaired\x18\a \x01(\x03R\brepaired\x12\x12\n" +
+	"\x04took\x18\b \x01(\x03R\x04took\"\x17\n" +
 	"\x15CollectGarbageRequest\"N\n" +
 	"\x16CollectGarbageResponse\x124\n" +
 	"\vcollections\x18\x01 \x03(\v2\x12.vft.v1.CollectionR\vcollections\"b\n" +
@@ -2987,12 +3212,25 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\v2\r.vft.v1.EpochR\x05epoch\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\"4\n" +
 	"\x13ImportEpochResponse\x12\x1d\n" +
-	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job\"q\n" +
+	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job\"R\n" +
+	"\x12AdmitExportRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\"}\n" +
+	"\x13AdmitExportResponse\x12&\n" +
+	"\x06export\x18\x01 \x01(\v2\x0e.vft.v1.ExportR\x06export\x12(\n" +
+	"\x05parts\x18\x02 \x03(\v2\x12.vft.v1.PartSourceR\x05parts\x12\x14\n" +
+	"\x05peers\x18\x03 \x03(\tR\x05peers\"T\n" +
+	"\x12AdmitImportRequest\x12&\n" +
+	"\x06export\x18\x01 \x01(\v2\x0e.vft.v1.ExportR\x06export\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\"\x15\n" +
+	"\x13AdmitImportResponse\"\x87\x01\n" +
 	"\x10ResumeJobRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12!\n" +
 	"\fclient_bound\x18\x03 \x01(\bR\vclientBound\x12\x14\n" +
-	"\x05token\x18\x04 \x01(\tR\x05token\"2\n" +
+	"\x05token\x18\x04 \x01(\tR\x05token\x12\x14\n" +
+	"\x05nodes\x18\x05 \x03(\tR\x05nodes\"2\n" +
 	"\x11ResumeJobResponse\x12\x1d\n" +
 	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job\";\n" +
 	"\x11SuspendJobRequest\x12\x0e\n" +
@@ -3073,7 +3311,7 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\v2\x15.vft.v1.PublishedPortR\x04port\x12\x16\n" +
 	"\x06remove\x18\x03 \x01(\bR\x06remove\"4\n" +
 	"\x13PublishPortResponse\x12\x1d\n" +
-	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job2\x83\x0e\n" +
+	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job2\x93\x0f\n" +
 	"\x12CoordinatorService\x12@\n" +
 	"\tSubmitJob\x12\x18.vft.v1.SubmitJobRequest\x1a\x19.vft.v1.SubmitJobResponse\x127\n" +
 	"\x06GetJob\x12\x15.vft.v1.GetJobRequest\x1a\x16.vft.v1.GetJobResponse\x12=\n" +
@@ -3089,7 +3327,9 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\bPinEpoch\x12\x17.vft.v1.PinEpochRequest\x1a\x18.vft.v1.PinEpochResponse\x12F\n" +
 	"\vVerifyEpoch\x12\x1a.vft.v1.VerifyEpochRequest\x1a\x1b.vft.v1.VerifyEpochResponse\x12O\n" +
 	"\x0eCollectGarbage\x12\x1d.vft.v1.CollectGarbageRequest\x1a\x1e.vft.v1.CollectGarbageResponse\x12F\n" +
-	"\vImportEpoch\x12\x1a.vft.v1.ImportEpochRequest\x1a\x1b.vft.v1.ImportEpochResponse\x12@\n" +
+	"\vImportEpoch\x12\x1a.vft.v1.ImportEpochRequest\x1a\x1b.vft.v1.ImportEpochResponse\x12F\n" +
+	"\vAdmitExport\x12\x1a.vft.v1.AdmitExportRequest\x1a\x1b.vft.v1.AdmitExportResponse\x12F\n" +
+	"\vAdmitImport\x12\x1a.vft.v1.AdmitImportRequest\x1a\x1b.vft.v1.AdmitImportResponse\x12@\n" +
 	"\tResumeJob\x12\x18.vft.v1.ResumeJobRequest\x1a\x19.vft.v1.ResumeJobResponse\x12C\n" +
 	"\n" +
 	"SuspendJob\x12\x19.vft.v1.SuspendJobRequest\x1a\x1a.vft.v1.SuspendJobResponse\x12F\n" +
@@ -3117,7 +3357,7 @@ func file_vft_v1_coordinator_proto_rawDescGZIP() []byte {
 	return file_vft_v1_coordinator_proto_rawDescData
 }
 
-var file_vft_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_vft_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_vft_v1_coordinator_proto_goTypes = []any{
 	(*LeaderHint)(nil),             // 0: vft.v1.LeaderHint
 	(*SubmitJobRequest)(nil),       // 1: vft.v1.SubmitJobRequest
@@ -3150,133 +3390,146 @@ var file_vft_v1_coordinator_proto_goTypes = []any{
 	(*Collection)(nil),             // 28: vft.v1.Collection
 	(*ImportEpochRequest)(nil),     // 29: vft.v1.ImportEpochRequest
 	(*ImportEpochResponse)(nil),    // 30: vft.v1.ImportEpochResponse
-	(*ResumeJobRequest)(nil),       // 31: vft.v1.ResumeJobRequest
-	(*ResumeJobResponse)(nil),      // 32: vft.v1.ResumeJobResponse
-	(*SuspendJobRequest)(nil),      // 33: vft.v1.SuspendJobRequest
-	(*SuspendJobResponse)(nil),     // 34: vft.v1.SuspendJobResponse
-	(*ContinueJobRequest)(nil),     // 35: vft.v1.ContinueJobRequest
-	(*ContinueJobResponse)(nil),    // 36: vft.v1.ContinueJobResponse
-	(*MigrateGuestRequest)(nil),    // 37: vft.v1.MigrateGuestRequest
-	(*MigrateGuestResponse)(nil),   // 38: vft.v1.MigrateGuestResponse
-	(*DrainNodeRequest)(nil),       // 39: vft.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),      // 40: vft.v1.DrainNodeResponse
-	(*PlacedGuest)(nil),            // 41: vft.v1.PlacedGuest
-	(*ListNodesRequest)(nil),       // 42: vft.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 43: vft.v1.ListNodesResponse
-	(*HeartbeatRequest)(nil),       // 44: vft.v1.HeartbeatRequest
-	(*WantedJob)(nil),              // 45: vft.v1.WantedJob
-	(*GatewayPolicy)(nil),          // 46: vft.v1.GatewayPolicy
-	(*HeartbeatResponse)(nil),      // 47: vft.v1.HeartbeatResponse
-	(*StatusRequest)(nil),          // 48: vft.v1.StatusRequest
-	(*ReplicaStatus)(nil),          // 49: vft.v1.ReplicaStatus
-	(*StatusResponse)(nil),         // 50: vft.v1.StatusResponse
-	(*AddReplicaRequest)(nil),      // 51: vft.v1.AddReplicaRequest
-	(*AddReplicaResponse)(nil),     // 52: vft.v1.AddReplicaResponse
-	(*PublishPortRequest)(nil),     // 53: vft.v1.PublishPortRequest
-	(*PublishPortResponse)(nil),    // 54: vft.v1.PublishPortResponse
-	nil,                            // 55: vft.v1.WatchJobResponse.NodeAddressesEntry
-	nil,                            // 56: vft.v1.ListNodesResponse.GuestsEntry
-	(*JobSpec)(nil),                // 57: vft.v1.JobSpec
-	(*Job)(nil),                    // 58: vft.v1.Job
-	(*Exit)(nil),                   // 59: vft.v1.Exit
-	(*Epoch)(nil),                  // 60: vft.v1.Epoch
-	(*Event)(nil),                  // 61: vft.v1.Event
-	(*Node)(nil),                   // 62: vft.v1.Node
-	(*GuestStatus)(nil),            // 63: vft.v1.GuestStatus
-	(*PublishedPort)(nil),          // 64: vft.v1.PublishedPort
-	(*ExpelNodeRequest)(nil),       // 65: vft.v1.ExpelNodeRequest
-	(*CreateTokenRequest)(nil),     // 66: vft.v1.CreateTokenRequest
-	(*ExpelNodeResponse)(nil),      // 67: vft.v1.ExpelNodeResponse
-	(*CreateTokenResponse)(nil),    // 68: vft.v1.CreateTokenResponse
+	(*AdmitExportRequest)(nil),     // 31: vft.v1.AdmitExportRequest
+	(*AdmitExportResponse)(nil),    // 32: vft.v1.AdmitExportResponse
+	(*AdmitImportRequest)(nil),     // 33: vft.v1.AdmitImportRequest
+	(*AdmitImportResponse)(nil),    // 34: vft.v1.AdmitImportResponse
+	(*ResumeJobRequest)(nil),       // 35: vft.v1.ResumeJobRequest
+	(*ResumeJobResponse)(nil),      // 36: vft.v1.ResumeJobResponse
+	(*SuspendJobRequest)(nil),      // 37: vft.v1.SuspendJobRequest
+	(*SuspendJobResponse)(nil),     // 38: vft.v1.SuspendJobResponse
+	(*ContinueJobRequest)(nil),     // 39: vft.v1.ContinueJobRequest
+	(*ContinueJobResponse)(nil),    // 40: vft.v1.ContinueJobResponse
+	(*MigrateGuestRequest)(nil),    // 41: vft.v1.MigrateGuestRequest
+	(*MigrateGuestResponse)(nil),   // 42: vft.v1.MigrateGuestResponse
+	(*DrainNodeRequest)(nil),       // 43: vft.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),      // 44: vft.v1.DrainNodeResponse
+	(*PlacedGuest)(nil),            // 45: vft.v1.PlacedGuest
+	(*ListNodesRequest)(nil),       // 46: vft.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 47: vft.v1.ListNodesResponse
+	(*HeartbeatRequest)(nil),       // 48: vft.v1.HeartbeatRequest
+	(*WantedJob)(nil),              // 49: vft.v1.WantedJob
+	(*GatewayPolicy)(nil),          // 50: vft.v1.GatewayPolicy
+	(*HeartbeatResponse)(nil),      // 51: vft.v1.HeartbeatResponse
+	(*StatusRequest)(nil),          // 52: vft.v1.StatusRequest
+	(*ReplicaStatus)(nil),          // 53: vft.v1.ReplicaStatus
+	(*StatusResponse)(nil),         // 54: vft.v1.StatusResponse
+	(*AddReplicaRequest)(nil),      // 55: vft.v1.AddReplicaRequest
+	(*AddReplicaResponse)(nil),     // 56: vft.v1.AddReplicaResponse
+	(*PublishPortRequest)(nil),     // 57: vft.v1.PublishPortRequest
+	(*PublishPortResponse)(nil),    // 58: vft.v1.PublishPortResponse
+	nil,                            // 59: vft.v1.WatchJobResponse.NodeAddressesEntry
+	nil,                            // 60: vft.v1.ListNodesResponse.GuestsEntry
+	(*JobSpec)(nil),                // 61: vft.v1.JobSpec
+	(*Job)(nil),                    // 62: vft.v1.Job
+	(*Exit)(nil),                   // 63: vft.v1.Exit
+	(*Epoch)(nil),                  // 64: vft.v1.Epoch
+	(*Export)(nil),                 // 65: vft.v1.Export
+	(*PartSource)(nil),             // 66: vft.v1.PartSource
+	(*Event)(nil),                  // 67: vft.v1.Event
+	(*Node)(nil),                   // 68: vft.v1.Node
+	(*GuestStatus)(nil),            // 69: vft.v1.GuestStatus
+	(*PublishedPort)(nil),          // 70: vft.v1.PublishedPort
+	(*ExpelNodeRequest)(nil),       // 71: vft.v1.ExpelNodeRequest
+	(*CreateTokenRequest)(nil),     // 72: vft.v1.CreateTokenRequest
+	(*ExpelNodeResponse)(nil),      // 73: vft.v1.ExpelNodeResponse
+	(*CreateTokenResponse)(nil),    // 74: vft.v1.CreateTokenResponse
 }
 var file_vft_v1_coordinator_proto_depIdxs = []int32{
-	57, // 0: vft.v1.SubmitJobRequest.spec:type_name -> vft.v1.JobSpec
-	58, // 1: vft.v1.SubmitJobResponse.job:type_name -> vft.v1.Job
-	58, // 2: vft.v1.GetJobResponse.job:type_name -> vft.v1.Job
-	58, // 3: vft.v1.ListJobsResponse.jobs:type_name -> vft.v1.Job
-	58, // 4: vft.v1.WatchJobResponse.job:type_name -> vft.v1.Job
-	55, // 5: vft.v1.WatchJobResponse.node_addresses:type_name -> vft.v1.WatchJobResponse.NodeAddressesEntry
-	59, // 6: vft.v1.FinishJobRequest.exit:type_name -> vft.v1.Exit
-	60, // 7: vft.v1.TakeCheckpointResponse.epoch:type_name -> vft.v1.Epoch
-	60, // 8: vft.v1.PinEpochResponse.epoch:type_name -> vft.v1.Epoch
+	61, // 0: vft.v1.SubmitJobRequest.spec:type_name -> vft.v1.JobSpec
+	62, // 1: vft.v1.SubmitJobResponse.job:type_name -> vft.v1.Job
+	62, // 2: vft.v1.GetJobResponse.job:type_name -> vft.v1.Job
+	62, // 3: vft.v1.ListJobsResponse.jobs:type_name -> vft.v1.Job
+	62, // 4: vft.v1.WatchJobResponse.job:type_name -> vft.v1.Job
+	59, // 5: vft.v1.WatchJobResponse.node_addresses:type_name -> vft.v1.WatchJobResponse.NodeAddressesEntry
+	63, // 6: vft.v1.FinishJobRequest.exit:type_name -> vft.v1.Exit
+	64, // 7: vft.v1.TakeCheckpointResponse.epoch:type_name -> vft.v1.Epoch
+	64, // 8: vft.v1.PinEpochResponse.epoch:type_name -> vft.v1.Epoch
 	25, // 9: vft.v1.VerifyEpochResponse.verdicts:type_name -> vft.v1.Verdict
 	28, // 10: vft.v1.CollectGarbageResponse.collections:type_name -> vft.v1.Collection
-	57, // 11: vft.v1.ImportEpochRequest.spec:type_name -> vft.v1.JobSpec
-	60, // 12: vft.v1.ImportEpochRequest.epoch:type_name -> vft.v1.Epoch
-	58, // 13: vft.v1.ImportEpochResponse.job:type_name -> vft.v1.Job
-	58, // 14: vft.v1.ResumeJobResponse.job:type_name -> vft.v1.Job
-	58, // 15: vft.v1.SuspendJobResponse.job:type_name -> vft.v1.Job
-	58, // 16: vft.v1.ContinueJobResponse.job:type_name -> vft.v1.Job
-	61, // 17: vft.v1.MigrateGuestResponse.event:type_name -> vft.v1.Event
-	62, // 18: vft.v1.DrainNodeResponse.node:type_name -> vft.v1.Node
-	41, // 19: vft.v1.DrainNodeResponse.guests:type_name -> vft.v1.PlacedGuest
-	62, // 20: vft.v1.ListNodesResponse.nodes:type_name -> vft.v1.Node
-	56, // 21: vft.v1.ListNodesResponse.guests:type_name -> vft.v1.ListNodesResponse.GuestsEntry
-	62, // 22: vft.v1.HeartbeatRequest.node:type_name -> vft.v1.Node
-	63, // 23: vft.v1.HeartbeatRequest.guests:type_name -> vft.v1.GuestStatus
-	46, // 24: vft.v1.WantedJob.gateway:type_name -> vft.v1.GatewayPolicy
-	64, // 25: vft.v1.GatewayPolicy.ports:type_name -> vft.v1.PublishedPort
-	45, // 26: vft.v1.HeartbeatResponse.jobs:type_name -> vft.v1.WantedJob
-	49, // 27: vft.v1.StatusResponse.replicas:type_name -> vft.v1.ReplicaStatus
-	64, // 28: vft.v1.PublishPortRequest.port:type_name -> vft.v1.PublishedPort
-	58, // 29: vft.v1.PublishPortResponse.job:type_name -> vft.v1.Job
-	1,  // 30: vft.v1.CoordinatorService.SubmitJob:input_type -> vft.v1.SubmitJobRequest
-	3,  // 31: vft.v1.CoordinatorService.GetJob:input_type -> vft.v1.GetJobRequest
-	5,  // 32: vft.v1.CoordinatorService.ListJobs:input_type -> vft.v1.ListJobsRequest
-	7,  // 33: vft.v1.CoordinatorService.WatchJob:input_type -> vft.v1.WatchJobRequest
-	9,  // 34: vft.v1.CoordinatorService.StopJob:input_type -> vft.v1.StopJobRequest
-	11, // 35: vft.v1.CoordinatorService.RestartJob:input_type -> vft.v1.RestartJobRequest
-	13, // 36: vft.v1.CoordinatorService.FinishJob:input_type -> vft.v1.FinishJobRequest
-	15, // 37: vft.v1.CoordinatorService.RenewClient:input_type -> vft.v1.RenewClientRequest
-	17, // 38: vft.v1.CoordinatorService.TakeCheckpoint:input_type -> vft.v1.TakeCheckpointRequest
-	19, // 39: vft.v1.CoordinatorService.DeleteEpoch:input_type -> vft.v1.DeleteEpochRequest
-	21, // 40: vft.v1.CoordinatorService.PinEpoch:input_type -> vft.v1.PinEpochRequest
-	23, // 41: vft.v1.CoordinatorService.VerifyEpoch:input_type -> vft.v1.VerifyEpochRequest
-	26, // 42: vft.v1.CoordinatorService.CollectGarbage:input_type -> vft.v1.CollectGarbageRequest
-	29, // 43: vft.v1.CoordinatorService.ImportEpoch:input_type -> vft.v1.ImportEpochRequest
-	31, // 44: vft.v1.CoordinatorService.ResumeJob:input_type -> vft.v1.ResumeJobRequest
-	33, // 45: vft.v1.CoordinatorService.SuspendJob:input_type -> vft.v1.SuspendJobRequest
-	35, // 46: vft.v1.CoordinatorService.ContinueJob:input_type -> vft.v1.ContinueJobRequest
-	37, // 47: vft.v1.CoordinatorService.MigrateGuest:input_type -> vft.v1.MigrateGuestRequest
-	39, // 48: vft.v1.CoordinatorService.DrainNode:input_type -> vft.v1.DrainNodeRequest
-	53, // 49: vft.v1.CoordinatorService.PublishPort:input_type -> vft.v1.PublishPortRequest
-	42, // 50: vft.v1.CoordinatorService.ListNodes:input_type -> vft.v1.ListNodesRequest
-	44, // 51: vft.v1.CoordinatorService.Heartbeat:input_type -> vft.v1.HeartbeatRequest
-	48, // 52: vft.v1.CoordinatorService.Status:input_type -> vft.v1.StatusRequest
-	51, // 53: vft.v1.CoordinatorService.AddReplica:input_type -> vft.v1.AddReplicaRequest
-	65, // 54: vft.v1.CoordinatorService.ExpelNode:input_type -> vft.v1.ExpelNodeRequest
-	66, // 55: vft.v1.CoordinatorService.CreateToken:input_type -> vft.v1.CreateTokenRequest
-	2,  // 56: vft.v1.CoordinatorService.SubmitJob:output_type -> vft.v1.SubmitJobResponse
-	4,  // 57: vft.v1.CoordinatorService.GetJob:output_type -> vft.v1.GetJobResponse
-	6,  // 58: vft.v1.CoordinatorService.ListJobs:output_type -> vft.v1.ListJobsResponse
-	8,  // 59: vft.v1.CoordinatorService.WatchJob:output_type -> vft.v1.WatchJobResponse
-	10, // 60: vft.v1.CoordinatorService.StopJob:output_type -> vft.v1.StopJobResponse
-	12, // 61: vft.v1.CoordinatorService.RestartJob:output_type -> vft.v1.RestartJobResponse
-	14, // 62: vft.v1.CoordinatorService.FinishJob:output_type -> vft.v1.FinishJobResponse
-	16, // 63: vft.v1.CoordinatorService.RenewClient:output_type -> vft.v1.RenewClientResponse
-	18, // 64: vft.v1.CoordinatorService.TakeCheckpoint:output_type -> vft.v1.TakeCheckpointResponse
-	20, // 65: vft.v1.CoordinatorService.DeleteEpoch:output_type -> vft.v1.DeleteEpochResponse
-	22, // 66: vft.v1.CoordinatorService.PinEpoch:output_type -> vft.v1.PinEpochResponse
-	24, // 67: vft.v1.CoordinatorService.VerifyEpoch:output_type -> vft.v1.VerifyEpochResponse
-	27, // 68: vft.v1.CoordinatorService.CollectGarbage:output_type -> vft.v1.CollectGarbageResponse
-	30, // 69: vft.v1.CoordinatorService.ImportEpoch:output_type -> vft.v1.ImportEpochResponse
-	32, // 70: vft.v1.CoordinatorService.ResumeJob:output_type -> vft.v1.ResumeJobResponse
-	34, // 71: vft.v1.CoordinatorService.SuspendJob:output_type -> vft.v1.SuspendJobResponse
-	36, // 72: vft.v1.CoordinatorService.ContinueJob:output_type -> vft.v1.ContinueJobResponse
-	38, // 73: vft.v1.CoordinatorService.MigrateGuest:output_type -> vft.v1.MigrateGuestResponse
-	40, // 74: vft.v1.CoordinatorService.DrainNode:output_type -> vft.v1.DrainNodeResponse
-	54, // 75: vft.v1.CoordinatorService.PublishPort:output_type -> vft.v1.PublishPortResponse
-	43, // 76: vft.v1.CoordinatorService.ListNodes:output_type -> vft.v1.ListNodesResponse
-	47, // 77: vft.v1.CoordinatorService.Heartbeat:output_type -> vft.v1.HeartbeatResponse
-	50, // 78: vft.v1.CoordinatorService.Status:output_type -> vft.v1.StatusResponse
-	52, // 79: vft.v1.CoordinatorService.AddReplica:output_type -> vft.v1.AddReplicaResponse
-	67, // 80: vft.v1.CoordinatorService.ExpelNode:output_type -> vft.v1.ExpelNodeResponse
-	68, // 81: vft.v1.CoordinatorService.CreateToken:output_type -> vft.v1.CreateTokenResponse
-	56, // [56:82] is the sub-list for method output_type
-	30, // [30:56] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	61, // 11: vft.v1.ImportEpochRequest.spec:type_name -> vft.v1.JobSpec
+	64, // 12: vft.v1.ImportEpochRequest.epoch:type_name -> vft.v1.Epoch
+	62, // 13: vft.v1.ImportEpochResponse.job:type_name -> vft.v1.Job
+	65, // 14: vft.v1.AdmitExportResponse.export:type_name -> vft.v1.Export
+	66, // 15: vft.v1.AdmitExportResponse.parts:type_name -> vft.v1.PartSource
+	65, // 16: vft.v1.AdmitImportRequest.export:type_name -> vft.v1.Export
+	62, // 17: vft.v1.ResumeJobResponse.job:type_name -> vft.v1.Job
+	62, // 18: vft.v1.SuspendJobResponse.job:type_name -> vft.v1.Job
+	62, // 19: vft.v1.ContinueJobResponse.job:type_name -> vft.v1.Job
+	67, // 20: vft.v1.MigrateGuestResponse.event:type_name -> vft.v1.Event
+	68, // 21: vft.v1.DrainNodeResponse.node:type_name -> vft.v1.Node
+	45, // 22: vft.v1.DrainNodeResponse.guests:type_name -> vft.v1.PlacedGuest
+	68, // 23: vft.v1.ListNodesResponse.nodes:type_name -> vft.v1.Node
+	60, // 24: vft.v1.ListNodesResponse.guests:type_name -> vft.v1.ListNodesResponse.GuestsEntry
+	68, // 25: vft.v1.HeartbeatRequest.node:type_name -> vft.v1.Node
+	69, // 26: vft.v1.HeartbeatRequest.guests:type_name -> vft.v1.GuestStatus
+	50, // 27: vft.v1.WantedJob.gateway:type_name -> vft.v1.GatewayPolicy
+	70, // 28: vft.v1.GatewayPolicy.ports:type_name -> vft.v1.PublishedPort
+	49, // 29: vft.v1.HeartbeatResponse.jobs:type_name -> vft.v1.WantedJob
+	53, // 30: vft.v1.StatusResponse.replicas:type_name -> vft.v1.ReplicaStatus
+	70, // 31: vft.v1.PublishPortRequest.port:type_name -> vft.v1.PublishedPort
+	62, // 32: vft.v1.PublishPortResponse.job:type_name -> vft.v1.Job
+	1,  // 33: vft.v1.CoordinatorService.SubmitJob:input_type -> vft.v1.SubmitJobRequest
+	3,  // 34: vft.v1.CoordinatorService.GetJob:input_type -> vft.v1.GetJobRequest
+	5,  // 35: vft.v1.CoordinatorService.ListJobs:input_type -> vft.v1.ListJobsRequest
+	7,  // 36: vft.v1.CoordinatorService.WatchJob:input_type -> vft.v1.WatchJobRequest
+	9,  // 37: vft.v1.CoordinatorService.StopJob:input_type -> vft.v1.StopJobRequest
+	11, // 38: vft.v1.CoordinatorService.RestartJob:input_type -> vft.v1.RestartJobRequest
+	13, // 39: vft.v1.CoordinatorService.FinishJob:input_type -> vft.v1.FinishJobRequest
+	15, // 40: vft.v1.CoordinatorService.RenewClient:input_type -> vft.v1.RenewClientRequest
+	17, // 41: vft.v1.CoordinatorService.TakeCheckpoint:input_type -> vft.v1.TakeCheckpointRequest
+	19, // 42: vft.v1.CoordinatorService.DeleteEpoch:input_type -> vft.v1.DeleteEpochRequest
+	21, // 43: vft.v1.CoordinatorService.PinEpoch:input_type -> vft.v1.PinEpochRequest
+	23, // 44: vft.v1.CoordinatorService.VerifyEpoch:input_type -> vft.v1.VerifyEpochRequest
+	26, // 45: vft.v1.CoordinatorService.CollectGarbage:input_type -> vft.v1.CollectGarbageRequest
+	29, // 46: vft.v1.CoordinatorService.ImportEpoch:input_type -> vft.v1.ImportEpochRequest
+	31, // 47: vft.v1.CoordinatorService.AdmitExport:input_type -> vft.v1.AdmitExportRequest
+	33, // 48: vft.v1.CoordinatorService.AdmitImport:input_type -> vft.v1.AdmitImportRequest
+	35, // 49: vft.v1.CoordinatorService.ResumeJob:input_type -> vft.v1.ResumeJobRequest
+	37, // 50: vft.v1.CoordinatorService.SuspendJob:input_type -> vft.v1.SuspendJobRequest
+	39, // 51: vft.v1.CoordinatorService.ContinueJob:input_type -> vft.v1.ContinueJobRequest
+	41, // 52: vft.v1.CoordinatorService.MigrateGuest:input_type -> vft.v1.MigrateGuestRequest
+	43, // 53: vft.v1.CoordinatorService.DrainNode:input_type -> vft.v1.DrainNodeRequest
+	57, // 54: vft.v1.CoordinatorService.PublishPort:input_type -> vft.v1.PublishPortRequest
+	46, // 55: vft.v1.CoordinatorService.ListNodes:input_type -> vft.v1.ListNodesRequest
+	48, // 56: vft.v1.CoordinatorService.Heartbeat:input_type -> vft.v1.HeartbeatRequest
+	52, // 57: vft.v1.CoordinatorService.Status:input_type -> vft.v1.StatusRequest
+	55, // 58: vft.v1.CoordinatorService.AddReplica:input_type -> vft.v1.AddReplicaRequest
+	71, // 59: vft.v1.CoordinatorService.ExpelNode:input_type -> vft.v1.ExpelNodeRequest
+	72, // 60: vft.v1.CoordinatorService.CreateToken:input_type -> vft.v1.CreateTokenRequest
+	2,  // 61: vft.v1.CoordinatorService.SubmitJob:output_type -> vft.v1.SubmitJobResponse
+	4,  // 62: vft.v1.CoordinatorService.GetJob:output_type -> vft.v1.GetJobResponse
+	6,  // 63: vft.v1.CoordinatorService.ListJobs:output_type -> vft.v1.ListJobsResponse
+	8,  // 64: vft.v1.CoordinatorService.WatchJob:output_type -> vft.v1.WatchJobResponse
+	10, // 65: vft.v1.CoordinatorService.StopJob:output_type -> vft.v1.StopJobResponse
+	12, // 66: vft.v1.CoordinatorService.RestartJob:output_type -> vft.v1.RestartJobResponse
+	14, // 67: vft.v1.CoordinatorService.FinishJob:output_type -> vft.v1.FinishJobResponse
+	16, // 68: vft.v1.CoordinatorService.RenewClient:output_type -> vft.v1.RenewClientResponse
+	18, // 69: vft.v1.CoordinatorService.TakeCheckpoint:output_type -> vft.v1.TakeCheckpointResponse
+	20, // 70: vft.v1.CoordinatorService.DeleteEpoch:output_type -> vft.v1.DeleteEpochResponse
+	22, // 71: vft.v1.CoordinatorService.PinEpoch:output_type -> vft.v1.PinEpochResponse
+	24, // 72: vft.v1.CoordinatorService.VerifyEpoch:output_type -> vft.v1.VerifyEpochResponse
+	27, // 73: vft.v1.CoordinatorService.CollectGarbage:output_type -> vft.v1.CollectGarbageResponse
+	30, // 74: vft.v1.CoordinatorService.ImportEpoch:output_type -> vft.v1.ImportEpochResponse
+	32, // 75: vft.v1.CoordinatorService.AdmitExport:output_type -> vft.v1.AdmitExportResponse
+	34, // 76: vft.v1.CoordinatorService.AdmitImport:output_type -> vft.v1.AdmitImportResponse
+	36, // 77: vft.v1.CoordinatorService.ResumeJob:output_type -> vft.v1.ResumeJobResponse
+	38, // 78: vft.v1.CoordinatorService.SuspendJob:output_type -> vft.v1.SuspendJobResponse
+	40, // 79: vft.v1.CoordinatorService.ContinueJob:output_type -> vft.v1.ContinueJobResponse
+	42, // 80: vft.v1.CoordinatorService.MigrateGuest:output_type -> vft.v1.MigrateGuestResponse
+	44, // 81: vft.v1.CoordinatorService.DrainNode:output_type -> vft.v1.DrainNodeResponse
+	58, // 82: vft.v1.CoordinatorService.PublishPort:output_type -> vft.v1.PublishPortResponse
+	47, // 83: vft.v1.CoordinatorService.ListNodes:output_type -> vft.v1.ListNodesResponse
+	51, // 84: vft.v1.CoordinatorService.Heartbeat:output_type -> vft.v1.HeartbeatResponse
+	54, // 85: vft.v1.CoordinatorService.Status:output_type -> vft.v1.StatusResponse
+	56, // 86: vft.v1.CoordinatorService.AddReplica:output_type -> vft.v1.AddReplicaResponse
+	73, // 87: vft.v1.CoordinatorService.ExpelNode:output_type -> vft.v1.ExpelNodeResponse
+	74, // 88: vft.v1.CoordinatorService.CreateToken:output_type -> vft.v1.CreateTokenResponse
+	61, // [61:89] is the sub-list for method output_type
+	33, // [33:61] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_vft_v1_coordinator_proto_init() }
@@ -3285,6 +3538,7 @@ func file_vft_v1_coordinator_proto_init() {
 		return
 	}
 	file_vft_v1_enrol_proto_init()
+	file_vft_v1_sidecar_proto_init()
 	file_vft_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3292,7 +3546,7 @@ func file_vft_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_coordinator_proto_rawDesc), len(file_vft_v1_coordinator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
