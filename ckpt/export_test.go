@@ -117,7 +117,7 @@ func TestExportAndImport(t *testing.T) {
 	m := faultfs.New()
 	to := openMem(t, m)
 	for range 2 { // may be repeated
-		infos, err := to.Import(t.Context(), bytes.NewReader(file), g.admit)
+		infos, err := to.Import(t.Context(), bytes.NewReader(file), g.admit, func() {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func TestExportAndImport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := with.Import(t.Context(), bytes.NewReader(file), g.admit); err != nil {
+	if _, err := with.Import(t.Context(), bytes.NewReader(file), g.admit, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	after, err := with.Usage(t.Context())
@@ -189,7 +189,7 @@ func TestExportFromElsewhere(t *testing.T) {
 		}
 		file := g.export(t, s, other)
 		to := openMem(t, faultfs.New())
-		if _, err := to.Import(t.Context(), bytes.NewReader(file), g.admit); err != nil {
+		if _, err := to.Import(t.Context(), bytes.NewReader(file), g.admit, func() {}); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		g.check(t, to)
@@ -221,7 +221,7 @@ func TestDamagedFiles(t *testing.T) {
 		turned := bytes.Clone(file)
 		turned[at] ^= 4
 		for name, bad := range map[string][]byte{"cut": file[:at], "turned": turned} {
-			_, err := s.Import(t.Context(), bytes.NewReader(bad), g.admit)
+			_, err := s.Import(t.Context(), bytes.NewReader(bad), g.admit, func() {})
 			var d *export.DamageError
 			if !errors.As(err, &d) || d.Offset > int64(at) || d.Record == 0 {
 				t.Fatalf("%s at %d: %v", name, at, err)
@@ -249,7 +249,7 @@ func TestDamagedFiles(t *testing.T) {
 			return w.Extent(e)
 		}, "an object is not what its id says"},
 	} {
-		_, err := s.Import(t.Context(), bytes.NewReader(rewrite(t, file, x.spoil)), g.admit)
+		_, err := s.Import(t.Context(), bytes.NewReader(rewrite(t, file, x.spoil)), g.admit, func() {})
 		if !errors.Is(err, export.ErrDamaged) || !strings.Contains(err.Error(), x.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -267,14 +267,14 @@ func TestDamagedFiles(t *testing.T) {
 			c := g.contents()
 			change(&c)
 			return c, nil
-		})
+		}, nil)
 		if !errors.Is(err, export.ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
 		}
 		nothing(t, m, s)
 	}
 	refused := errors.New("not yours")
-	if _, err := s.Import(t.Context(), bytes.NewReader(file), func([]byte) (Contents, error) { return Contents{}, refused }); !errors.Is(err, refused) {
+	if _, err := s.Import(t.Context(), bytes.NewReader(file), func([]byte) (Contents, error) { return Contents{}, refused }, nil); !errors.Is(err, refused) {
 		t.Errorf("%v", err)
 	}
 	nothing(t, m, s)
@@ -330,7 +330,7 @@ func TestImportIsAllOrNothing(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := s.Import(t.Context(), bytes.NewReader(file), g.admit); !errors.Is(err, syscall.EIO) {
+	if _, err := s.Import(t.Context(), bytes.NewReader(file), g.admit, func() {}); !errors.Is(err, syscall.EIO) {
 		t.Fatalf("%v after %d renames", err, renamed)
 	}
 	m.Inject(nil)
@@ -338,7 +338,7 @@ func TestImportIsAllOrNothing(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 	noTemp(t, m)
-	if _, err := s.Import(t.Context(), bytes.NewReader(file), g.admit); err != nil {
+	if _, err := s.Import(t.Context(), bytes.NewReader(file), g.admit, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	g.check(t, s)
@@ -348,7 +348,7 @@ func TestImportIsAllOrNothing(t *testing.T) {
 	p := g.parts[1]
 	p.head = []byte("another head")
 	info := p.mustPut(t, other)
-	if _, err := other.Import(t.Context(), bytes.NewReader(file), g.admit); !errors.Is(err, ErrConflict) {
+	if _, err := other.Import(t.Context(), bytes.NewReader(file), g.admit, func() {}); !errors.Is(err, ErrConflict) {
 		t.Errorf("%v", err)
 	}
 	p.mustCheck(t, other, info.Manifest)
@@ -376,7 +376,7 @@ func FuzzImport(f *testing.F) {
 		copy(bad[min(max(at, 0), len(bad)):], b)
 		_, err := s.Import(t.Context(), bytes.NewReader(bad), func([]byte) (Contents, error) {
 			return Contents{Parts: map[PartID]string{info.ID: info.Manifest}}, nil
-		})
+		}, func() {})
 		if same := bytes.Equal(bad, file.Bytes()); same != (err == nil) {
 			t.Errorf("the same %v: %v", same, err)
 		}

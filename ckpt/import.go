@@ -20,19 +20,20 @@ type Contents struct {
 // anything is stored, and says what must be in it; its error ends the import.
 // The parts and blobs get their names when the file has been read to its end,
 // is right, and everything that they need is durable and verified: all of them,
-// or none that was not there before. The caller makes sure that reading from r
+// or none that was not there before; naming is called before the first of them
+// does. The caller makes sure that reading from r
 // ends when the context does.
 //
 // Errors to decide on: those of admit and r, export.ErrDamaged,
 // export.ErrVersion, ErrConflict, syscall.ENOSPC.
-func (s *Store) Import(ctx context.Context, r io.Reader, admit func(job []byte) (Contents, error)) ([]Info, error) {
+func (s *Store) Import(ctx context.Context, r io.Reader, admit func(job []byte) (Contents, error), naming func()) ([]Info, error) {
 	a, err := s.begin(ctx, PartID{})
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)
 	}
 	defer a.end()
 	i := &importer{
-		activity: a, r: export.NewReader(r), admit: admit, batch: s.objects.NewBatch(a.ctx),
+		activity: a, r: export.NewReader(r), admit: admit, naming: naming, batch: s.objects.NewBatch(a.ctx),
 		parts: map[PartID]*incoming{}, blobs: map[string]*incoming{},
 	}
 	defer i.close()
@@ -46,9 +47,10 @@ func (s *Store) Import(ctx context.Context, r io.Reader, admit func(job []byte) 
 // importer takes one file.
 type importer struct {
 	*activity
-	r     *export.Reader
-	admit func([]byte) (Contents, error)
-	batch *object.Batch // protects what has come
+	r      *export.Reader
+	admit  func([]byte) (Contents, error)
+	naming func()
+	batch  *object.Batch // protects what has come
 
 	want  Contents
 	parts map[PartID]*incoming
@@ -93,6 +95,7 @@ func (i *importer) all() ([]Info, error) {
 	if err := i.complete(); err != nil {
 		return nil, err
 	}
+	i.naming()
 	if err := i.nameAll(); err != nil {
 		return nil, errors.Join(err, i.takeBack())
 	}

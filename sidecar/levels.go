@@ -48,6 +48,7 @@ func (s *Sidecar) listParts(ctx context.Context) (*vftv1.ListPartsResponse, erro
 		for _, i := range infos {
 			resp.Parts = append(resp.Parts, &vftv1.HeldPart{
 				Job: job, Epoch: i.ID.Epoch, Guest: uint32(i.ID.Guest), Manifest: i.Manifest, Size: i.Size,
+				Fresh: s.imported(epochOf{job, i.ID.Epoch}),
 			})
 		}
 	}

@@ -31,10 +31,14 @@ func (s *Sidecar) fetchPart(ctx context.Context, id ckpt.PartID, src *vftv1.Part
 
 // verifyPart reads every byte of a part and takes what is damaged from others.
 func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) (*vftv1.VerifyPartResponse, error) {
-	if req.GetBoot() != nil || req.GetLevel() != levelLocal {
+	if req.GetBoot() != nil {
+		return s.tryPart(ctx, req)
+	}
+	if req.GetLevel() != levelLocal {
 		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("only a node's own copy can be verified"))
 	}
-	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetPart().GetEpoch(), Guest: int(req.GetPart().GetGuest())}
+	begun := time.Now()
+	id := partIDOf(req.GetJob(), req.GetPart())
 	from := s.holders(req.GetPart(), 0)
 	_, moved, err := s.parts.Verify(ctx, id, req.GetPart().GetManifest(), from)
 	if err != nil {
@@ -45,7 +49,12 @@ func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) 
 		// collection rewrites the packs that it is in.
 		s.collectSoon()
 	}
-	return &vftv1.VerifyPartResponse{Bytes: moved.Read, Repaired: moved.Bytes}, nil
+	return &vftv1.VerifyPartResponse{Bytes: moved.Read, Repaired: moved.Bytes, Took: int64(time.Since(begun))}, nil
+}
+
+// partIDOf is the name in the store of a part of a job.
+func partIDOf(job string, p *vftv1.PartSource) ckpt.PartID {
+	return ckpt.PartID{Job: job, Epoch: p.GetEpoch(), Guest: int(p.GetGuest())}
 }
 
 // holders are the other nodes that have a copy of a part, as a source of it:

@@ -18,7 +18,7 @@ func TestPrintVerdicts(t *testing.T) {
 	var b bytes.Buffer
 	require.NoError(t, printVerdicts(&b, verdicts))
 	assert.Contains(t, b.String(), "good")
-	assert.Contains(t, b.String(), "2.0 KiB   repaired")
+	assert.Contains(t, b.String(), "2.0 KiB   -     repaired")
 	assert.NoError(t, faulty(3, verdicts))
 
 	verdicts = append(verdicts,
@@ -28,7 +28,7 @@ func TestPrintVerdicts(t *testing.T) {
 	require.NoError(t, printVerdicts(&b, verdicts))
 	assert.Contains(t, b.String(), "damaged: page 7 of block pc.ram")
 	assert.Contains(t, b.String(), "not known: no answer")
-	assert.ErrorContains(t, faulty(3, verdicts), "2 of 4 copies")
+	assert.ErrorContains(t, faulty(3, verdicts), "2 of 4 checks")
 }
 
 func TestPrintUsage(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 
 // Version is the version of commands and of snapshots. Replicas of different
 // versions do not work together.
-const Version = 4
+const Version = 5
 
 // MaxEvents is how many events of a job are kept; numbers go on.
 const MaxEvents = 1000
