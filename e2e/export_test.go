@@ -24,9 +24,9 @@ import (
 // cluster through a file, and the job goes on from it in another cluster, of one
 // node, to its verified end. A file that is cut off or turned is not taken.
 func TestExport(t *testing.T) {
-	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "3000", "250")...)})
+	m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0"}, heat("openmpi", "200", "1500", "250")...)})
 	job := m.await("started").Job
-	m.awaitOutput("iteration 500 ")
+	m.awaitOutput("iteration 250 ")
 	shared.vft(t, "ckpt", "take", job)
 	shared.vft(t, "ckpt", "pin", job, "last", "--name", "move")
 	shared.vft(t, "job", "stop", "--now", job)
@@ -88,7 +88,7 @@ func TestExport(t *testing.T) {
 	to.vft(t, "ckpt", "import", file, "--resume", "--nodes", "n1")
 	t.Logf("imported and running after %s", time.Since(begun))
 	out := follow(t, to, job)
-	if !strings.Contains(out, "Verification SUCCESSFUL\n") || !strings.Contains(out, "iteration 3000 ") {
+	if !strings.Contains(out, "Verification SUCCESSFUL\n") || !strings.Contains(out, "iteration 1500 ") {
 		t.Errorf("the job printed:\n%s", out)
 	}
 	to.vft(t, "job", "stop", job)
