@@ -1,6 +1,8 @@
 package coordinator
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -109,4 +111,41 @@ func TestResumeOnOtherNodes(t *testing.T) {
 	if j := c.running("j", 2); nodeOf(j, 0) != "n3" {
 		t.Errorf("on %s\n%s", nodeOf(j, 0), c.describe())
 	}
+}
+
+// What a trial restore says of a part is a verdict, but the bytes are good: the
+// epoch is not damaged.
+func TestTrialThatDoesNotLoad(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, 2)
+	c.submit(spec("j", 1))
+	j := c.running("j", 1)
+	c.checkpoint("j")
+	boot := func(code connect.Code) *vftv1.Verdict {
+		t.Helper()
+		for _, n := range c.nodes {
+			asked := 0
+			n.hook("VerifyPart", func(context.Context, string) error {
+				if asked++; n.id != nodeOf(j, 0) || asked == 1 { // its own copy comes first
+					return nil
+				}
+				return connect.NewError(code, errors.New("device x"))
+			})
+		}
+		r, err := c.leader().VerifyEpoch(c.ctx, connect.NewRequest(&vftv1.VerifyEpochRequest{Id: "j", Epoch: 1, Boot: true}))
+		require.NoError(t, err)
+		for _, v := range r.Msg.GetVerdicts() {
+			if v.GetLevel() == levelBoot {
+				return v
+			}
+			assert.Empty(t, v.GetFault(), "%v", v)
+		}
+		t.Fatalf("nothing was tried: %v", r.Msg.GetVerdicts())
+		return nil
+	}
+	v := boot(connect.CodeFailedPrecondition)
+	assert.True(t, v.GetAsked() && strings.Contains(v.GetFault(), "device x"), "%v", v)
+	v = boot(connect.CodeResourceExhausted)
+	assert.True(t, !v.GetAsked() && strings.Contains(v.GetFault(), "device x"), "%v", v)
+	assert.Empty(t, c.epoch("j", 1).GetDamaged())
 }
