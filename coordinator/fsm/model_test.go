@@ -621,6 +621,7 @@ func (x *machine) actions() map[string]func(*rapid.T) {
 			x.send(t, &vftv1.Command{Body: &vftv1.Command_ResumeJob{ResumeJob: &vftv1.ResumeJob{
 				Job: id, Epoch: anEpoch(t, j).GetNumber(), Incarnation: near(t, j.GetIncarnation(), "incarnation"),
 				Token: rapid.SampledFrom([]string{"x", "y", "z"}).Draw(t, "token"), ClientBound: rapid.Bool().Draw(t, "bound"),
+				Nodes: rapid.SliceOfN(node, 0, 2).Draw(t, "nodes"),
 			}}})
 		},
 		"clear": func(t *rapid.T) {
