@@ -69,27 +69,33 @@ func (b *Blobs) put(ctx context.Context, digest string, size int64, r io.Reader)
 	if err := b.receive(a, digest, size, r); err != nil {
 		return false, err
 	}
+	return false, b.name(a, digest)
+}
+
+// name gives a blob that was received its name. As with parts, nothing cancels it.
+func (b *Blobs) name(a *activity, digest string) error {
+	s := b.s
 	if err := s.opt.Faults.Hit(a.ctx, FaultBlobRename); err != nil {
-		return false, err
+		return err
 	}
 	if err := a.beginNaming(); err != nil {
-		return false, err
+		return err
 	}
 	dir := b.dir(digest)
 	if err := fsys.MkdirIfMissing(s.fs, dir); err != nil {
-		return false, err
+		return err
 	}
 	if err := s.fs.SyncDir(filepath.Dir(dir)); err != nil {
-		return false, err
+		return err
 	}
 	if err := s.fs.Rename(a.temp, b.path(digest)); err != nil {
-		return false, err
+		return err
 	}
 	if err := s.fs.SyncDir(dir); err != nil {
 		// As with parts, a later sync could report a success that never happened.
-		return false, errors.Join(err, s.fs.Rename(b.path(digest), a.temp))
+		return errors.Join(err, s.fs.Rename(b.path(digest), a.temp))
 	}
-	return false, nil
+	return nil
 }
 
 // receive writes, syncs and checks a.temp.

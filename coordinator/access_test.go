@@ -52,6 +52,7 @@ func TestWhoMayCallTheCoordinator(t *testing.T) {
 		"GetJob": owner, "WatchJob": owner, "StopJob": owner, "RestartJob": owner, "FinishJob": owner, "RenewClient": owner,
 		"TakeCheckpoint": owner, "DeleteEpoch": owner, "PinEpoch": owner, "VerifyEpoch": owner, "ResumeJob": owner, "SuspendJob": owner, "ContinueJob": owner, "MigrateGuest": owner, "PublishPort": owner,
 		"CollectGarbage": admin, "DrainNode": admin, "AddReplica": admin, "CreateToken": admin, "ExpelNode": admin,
+		"AdmitExport": {"node", "node 2"}, "AdmitImport": {"node", "node 2"},
 		"Heartbeat": {"node"},
 	}
 	service := vftv1.File_vft_v1_coordinator_proto.Services().ByName("CoordinatorService")

@@ -2,7 +2,6 @@ package coordinator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -66,13 +65,9 @@ func (c *Coordinator) ImportEpoch(ctx context.Context, req *connect.Request[vftv
 		return nil, c.fault(err)
 	}
 	spec := c.owned(ctx, req.Msg.GetSpec(), c.store.job(req.Msg.GetSpec().GetId()))
-	err := checkSpec(spec)
-	if err == nil {
-		err = c.checkImage(spec.GetImage())
-	}
-	levels, lerr := levelsOf(spec)
-	if err := errors.Join(err, lerr); err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	levels, err := c.importable(spec)
+	if err != nil {
+		return nil, err
 	}
 	if !c.alive(req.Msg.GetNode()) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("node %s, which has the parts, is not alive", req.Msg.GetNode()))
@@ -113,6 +108,11 @@ func (c *Coordinator) ResumeJob(ctx context.Context, req *connect.Request[vftv1.
 	if err != nil {
 		return nil, c.fault(err)
 	}
+	for _, n := range req.Msg.GetNodes() {
+		if !c.alive(n) {
+			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("node %s is not one of the cluster that is alive: `vft node ls` shows those", n))
+		}
+	}
 	if err := c.checkImage(job.GetSpec().GetImage()); err != nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
 	}
@@ -122,6 +122,7 @@ func (c *Coordinator) ResumeJob(ctx context.Context, req *connect.Request[vftv1.
 	}
 	res, err := c.apply(ctx, &vftv1.Command{Body: &vftv1.Command_ResumeJob{ResumeJob: &vftv1.ResumeJob{
 		Job: id, Epoch: req.Msg.GetEpoch(), Incarnation: job.GetIncarnation(), ClientBound: req.Msg.GetClientBound(), Token: req.Msg.GetToken(),
+		Nodes: req.Msg.GetNodes(),
 	}}})
 	if err != nil {
 		return nil, c.fault(err)

@@ -106,10 +106,10 @@ func (c *Coordinator) carryOut(ctx context.Context, job *vftv1.Job, e *vftv1.Epo
 	r, err := c.cfg.Sidecar(c.store.node(x.node).GetAddress()).VerifyPart(ctx, connect.NewRequest(req))
 	if err != nil {
 		v.Fault = err.Error()
-		v.Asked = lostData(err)
+		v.Asked = lostData(err) || x.boot && connect.CodeOf(err) == connect.CodeFailedPrecondition
 		return v
 	}
-	v.Bytes, v.Repaired = r.Msg.GetBytes(), r.Msg.GetRepaired()
+	v.Took, v.Bytes, v.Repaired = r.Msg.GetTook(), r.Msg.GetBytes(), r.Msg.GetRepaired()
 	return v
 }
 

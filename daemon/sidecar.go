@@ -106,7 +106,8 @@ func runSidecar(ctx context.Context, conf nodeconf.Node, log *slog.Logger, w sid
 		DialLink: func(ctx context.Context, address string) (net.Conn, error) {
 			return w.endpoint.Dial(ctx, address, transport.ProtoLink)
 		},
-		CheckPeer: transport.CheckNode, Refuse: w.endpoint.RefuseNodes,
+		FreeMemory: freeMemory,
+		CheckPeer:  transport.CheckNode, Refuse: w.endpoint.RefuseNodes,
 		Heartbeat: beat, Lease: lease, KillWithParent: w.killWithParent,
 		Session: session, Health: w.health, Faults: faults, Log: log, Metrics: reg,
 	})
@@ -175,17 +176,38 @@ func describeNode(conf nodeconf.Node) (*vftv1.Node, error) {
 		n.Cpus = uint32(runtime.NumCPU())
 	}
 	if n.GetMemoryMib() == 0 {
-		fs, err := procfs.NewDefaultFS()
+		mem, err := memory()
 		if err != nil {
-			return nil, fmt.Errorf("reading the node's memory: %w", err)
-		}
-		mem, err := fs.Meminfo()
-		if err != nil || mem.MemTotal == nil {
-			return nil, fmt.Errorf("reading the node's memory: %w", err)
+			return nil, err
 		}
 		n.MemoryMib = *mem.MemTotal >> 10
 	}
 	return n, nil
+}
+
+// freeMemory is how much memory the kernel says can be had without swapping, in MiB.
+func freeMemory() (uint64, error) {
+	mem, err := memory()
+	if err != nil {
+		return 0, err
+	}
+	return *mem.MemAvailable >> 10, nil
+}
+
+// memory reads what the kernel says of the machine's memory.
+func memory() (procfs.Meminfo, error) {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return procfs.Meminfo{}, fmt.Errorf("reading the node's memory: %w", err)
+	}
+	mem, err := fs.Meminfo()
+	if err == nil && (mem.MemTotal == nil || mem.MemAvailable == nil) {
+		err = errors.New("/proc/meminfo does not have it")
+	}
+	if err != nil {
+		return procfs.Meminfo{}, fmt.Errorf("reading the node's memory: %w", err)
+	}
+	return mem, nil
 }
 
 // Probe finds out what the node can do, or unless fresh is asked for reads

@@ -47,6 +47,8 @@ func (h *Service) Access() access.Table {
 		"ShowNetwork":    owner,
 		"TapNetwork":     owner,
 		"PutBlob":        access.Only(access.User, access.Admin),
+		"ExportEpoch":    access.Only(access.User, access.Admin), // and the leader is asked
+		"ImportFile":     access.Only(access.User, access.Admin), // likewise
 		"NodeInfo":       access.Only(access.Node, access.Admin),
 		"StoreUsage":     access.Only(access.Node, access.Admin),
 	}

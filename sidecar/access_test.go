@@ -28,7 +28,7 @@ func TestWhoMayCallASidecar(t *testing.T) {
 	owner := []string{"owner", "admin"}
 	want := map[string][]string{
 		"Attach": owner, "SignalProgram": append(slices.Clone(nodes), owner...), "Collect": owner, "ShowNetwork": owner, "TapNetwork": owner,
-		"PutBlob": {"owner", "other", "admin"}, "NodeInfo": append([]string{"admin"}, nodes...), "StoreUsage": append([]string{"admin"}, nodes...),
+		"PutBlob": {"owner", "other", "admin"}, "ExportEpoch": {"owner", "other", "admin"}, "ImportFile": {"owner", "other", "admin"}, "NodeInfo": append([]string{"admin"}, nodes...), "StoreUsage": append([]string{"admin"}, nodes...),
 	}
 	for _, m := range []string{
 		"BootGuests", "StartProgram", "RestoreGuests", "ContinueGuests", "KillGuests",

@@ -19,8 +19,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// leader answers heartbeats as the test wants.
+// leader answers as the test wants.
 type leader struct {
+	Leader
+
 	mu     sync.Mutex
 	asked  []*vftv1.HeartbeatRequest
 	answer func(ctx context.Context, n int) (*vftv1.HeartbeatResponse, error)

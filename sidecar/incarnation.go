@@ -223,29 +223,33 @@ func (inc *incarnation) runDir() string {
 
 // machineSpec describes guest index to QEMU.
 func (inc *incarnation) machineSpec(index uint32) (vm.Spec, error) {
-	img, err := inc.s.openImage(inc.spec.GetImage())
+	spec, err := inc.s.machineSpec(inc.spec, index)
+	spec.Name, spec.Dir, spec.KillWithParent = fmt.Sprintf("vft-%s-%d", inc.job, index), inc.guestDir(index), inc.s.cfg.KillWithParent
+	return spec, err
+}
+
+// machineSpec describes a guest of a job but for its name, its directory and
+// what becomes of it when this process ends.
+func (s *Sidecar) machineSpec(job *vftv1.JobSpec, index uint32) (vm.Spec, error) {
+	img, err := s.openImage(job.GetImage())
 	if err != nil {
 		return vm.Spec{}, err
 	}
-	kernel := guest.KernelConfig{Index: int(index), Size: len(inc.spec.GetGuests()), DNS: guest.GatewayAddr().String()}
-	if inc.spec.GetNetOut() {
+	kernel := guest.KernelConfig{Index: int(index), Size: len(job.GetGuests()), DNS: guest.GatewayAddr().String()}
+	if job.GetNetOut() {
 		kernel.Gateway = guest.GatewayAddr().String()
 	}
 	return vm.Spec{
-		Name:      fmt.Sprintf("vft-%s-%d", inc.job, index),
-		Dir:       inc.guestDir(index),
-		MemoryMiB: int(inc.spec.GetMemoryMib()),
-		CPUs:      int(inc.spec.GetCpus()),
-		Accel:     inc.s.cfg.Capabilities.Accel,
-		CPUModel:  inc.s.cfg.Capabilities.CPUModel,
+		MemoryMiB: int(job.GetMemoryMib()),
+		CPUs:      int(job.GetCpus()),
+		Accel:     s.cfg.Capabilities.Accel,
+		CPUModel:  s.cfg.Capabilities.CPUModel,
 		Kernel:    img.Kernel(),
 		Initrd:    img.Initrd(),
 		Append:    guest.KernelArgs(kernel),
 		Disks:     []vm.Disk{{Path: img.Root(), ReadOnly: true}},
 		MAC:       guest.MAC(int(index)).String(),
 		MTU:       guest.DefaultMTU,
-
-		KillWithParent: inc.s.cfg.KillWithParent,
 	}, nil
 }
 

@@ -17,7 +17,7 @@ const levelLocal = string(level.KindLocal)
 
 // securePart does this node's share of making a part safe at a level.
 func (s *Sidecar) securePart(ctx context.Context, req *vftv1.SecurePartRequest) (*vftv1.SecurePartResponse, error) {
-	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetPart().GetEpoch(), Guest: int(req.GetPart().GetGuest())}
+	id := partIDOf(req.GetJob(), req.GetPart())
 	switch l, err := level.Parse(req.GetLevel()); {
 	case err != nil:
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
@@ -48,6 +48,7 @@ func (s *Sidecar) listParts(ctx context.Context) (*vftv1.ListPartsResponse, erro
 		for _, i := range infos {
 			resp.Parts = append(resp.Parts, &vftv1.HeldPart{
 				Job: job, Epoch: i.ID.Epoch, Guest: uint32(i.ID.Guest), Manifest: i.Manifest, Size: i.Size,
+				Fresh: s.imported(epochOf{job, i.ID.Epoch}),
 			})
 		}
 	}

@@ -156,7 +156,7 @@ func (s *Sidecar) verifyOutside(ctx context.Context, req *vftv1.VerifyPartReques
 	if err != nil {
 		return nil, err
 	}
-	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetPart().GetEpoch(), Guest: int(req.GetPart().GetGuest())}
+	id := partIDOf(req.GetJob(), req.GetPart())
 	read, err := l.Verify(ctx, id, req.GetPart().GetManifest())
 	return &vftv1.VerifyPartResponse{Bytes: read}, err
 }

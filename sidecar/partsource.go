@@ -33,13 +33,14 @@ func (s *Sidecar) fetchPart(ctx context.Context, id ckpt.PartID, src *vftv1.Part
 
 // verifyPart reads every byte of a part and takes what is damaged from others.
 func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) (*vftv1.VerifyPartResponse, error) {
-	switch {
-	case req.GetBoot() != nil:
-		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("a guest cannot be restored for trial"))
-	case req.GetLevel() != levelLocal:
+	if req.GetBoot() != nil {
+		return s.tryPart(ctx, req)
+	}
+	if req.GetLevel() != levelLocal {
 		return s.verifyOutside(ctx, req)
 	}
-	id := ckpt.PartID{Job: req.GetJob(), Epoch: req.GetPart().GetEpoch(), Guest: int(req.GetPart().GetGuest())}
+	begun := time.Now()
+	id := partIDOf(req.GetJob(), req.GetPart())
 	from := s.holders(id, req.GetPart(), 0)
 	_, moved, err := s.parts.Verify(ctx, id, req.GetPart().GetManifest(), from)
 	if err != nil {
@@ -50,7 +51,12 @@ func (s *Sidecar) verifyPart(ctx context.Context, req *vftv1.VerifyPartRequest) 
 		// collection rewrites the packs that it is in.
 		s.collectSoon()
 	}
-	return &vftv1.VerifyPartResponse{Bytes: moved.Read, Repaired: moved.Bytes}, nil
+	return &vftv1.VerifyPartResponse{Bytes: moved.Read, Repaired: moved.Bytes, Took: int64(time.Since(begun))}, nil
+}
+
+// partIDOf is the name in the store of a part of a job.
+func partIDOf(job string, p *vftv1.PartSource) ckpt.PartID {
+	return ckpt.PartID{Job: job, Epoch: p.GetEpoch(), Guest: int(p.GetGuest())}
 }
 
 // holders are who has a copy of a part besides this node, as a source of it:

@@ -11,6 +11,7 @@ import (
 	vftv1 "github.com/mpirun-vft/vft/api/gen/vft/v1"
 	"github.com/mpirun-vft/vft/api/gen/vft/v1/vftv1connect"
 	"github.com/mpirun-vft/vft/ckpt"
+	"github.com/mpirun-vft/vft/ckpt/export"
 	"github.com/mpirun-vft/vft/ckpt/level/backend"
 	"github.com/mpirun-vft/vft/ckpt/level/outside"
 	"github.com/mpirun-vft/vft/ckpt/object"
@@ -36,6 +37,10 @@ func coded(err error) error {
 	switch {
 	case errors.As(err, &already):
 		return err
+	case errors.Is(err, export.ErrDamaged), errors.Is(err, export.ErrVersion):
+		code = connect.CodeInvalidArgument
+	case errors.Is(err, ckpt.ErrConflict):
+		code = connect.CodeAlreadyExists
 	case errors.Is(err, errFenced), errors.Is(err, errOldMove), errors.Is(err, quiesce.ErrStale):
 		code = connect.CodeFailedPrecondition
 	case errors.Is(err, errNoLevel):
@@ -282,6 +287,21 @@ func (h *Service) GetManifest(ctx context.Context, req *connect.Request[vftv1.Ge
 // GetObjects implements the RPC.
 func (h *Service) GetObjects(ctx context.Context, req *connect.Request[vftv1.GetObjectsRequest], stream *connect.ServerStream[vftv1.GetObjectsResponse]) error {
 	return coded(h.s.sendObjects(ctx, req.Msg, stream.Send))
+}
+
+// ExportEpoch implements the RPC.
+func (h *Service) ExportEpoch(ctx context.Context, req *connect.Request[vftv1.ExportEpochRequest], stream *connect.ServerStream[vftv1.ExportEpochResponse]) error {
+	return coded(h.s.exportEpoch(ctx, req.Msg, func(p []byte) error { return stream.Send(&vftv1.ExportEpochResponse{Data: p}) }))
+}
+
+// ImportFile implements the RPC.
+func (h *Service) ImportFile(ctx context.Context, stream *connect.ClientStream[vftv1.ImportFileRequest]) (*connect.Response[vftv1.ImportFileResponse], error) {
+	return reply(h.s.importFile(ctx, &messageReader{next: func() ([]byte, error) {
+		if !stream.Receive() {
+			return nil, endOf(stream.Err())
+		}
+		return stream.Msg().GetData(), nil
+	}}))
 }
 
 // StoreUsage implements the RPC.

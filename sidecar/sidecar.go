@@ -36,9 +36,14 @@ import (
 	"github.com/mpirun-vft/vft/vm"
 )
 
-// Heartbeater renews the node's lease with the leader, wherever that is.
-type Heartbeater interface {
+// Leader is the coordinator that leads, wherever that is.
+type Leader interface {
+	// Heartbeat renews the node's lease.
 	Heartbeat(context.Context, *vftv1.HeartbeatRequest) (*vftv1.HeartbeatResponse, error)
+	// AdmitExport and AdmitImport fail when somebody may not have an epoch, or
+	// not bring one in.
+	AdmitExport(context.Context, *vftv1.AdmitExportRequest) (*vftv1.AdmitExportResponse, error)
+	AdmitImport(context.Context, *vftv1.AdmitImportRequest) (*vftv1.AdmitImportResponse, error)
 }
 
 // Config is what a sidecar needs to know of its node and its cluster.
@@ -58,8 +63,8 @@ type Config struct {
 	QEMU string
 	// Capabilities are the probe's answer for this node.
 	Capabilities vm.Capabilities
-	// Leader renews the lease.
-	Leader Heartbeater
+	// Leader renews the lease, and knows whose jobs are.
+	Leader Leader
 	// Peer returns a client of another node's sidecar.
 	Peer func(address string) vftv1connect.SidecarServiceClient
 	// DialLink connects to another node's switch.
@@ -81,6 +86,8 @@ type Config struct {
 	KillWithParent bool
 	// Session tells this process from earlier ones of the node.
 	Session uint64
+	// FreeMemory is how much memory the machine still gives, in MiB; nil: nobody asks.
+	FreeMemory func() (mib uint64, err error)
 	// Health watches over the machine; nil: nobody does.
 	Health  *Health
 	Faults  *faultpoint.Set
@@ -110,8 +117,11 @@ type Sidecar struct {
 	mu   sync.Mutex
 	jobs map[string]*job
 	life *scope
-	// uploads are archives that clients sent lately.
+	// uploads are archives that clients sent lately, and imports epochs.
 	uploads map[string]time.Time
+	imports map[epochOf]time.Time
+	// trial is held by who has a guest that is thrown away.
+	trial chan struct{}
 
 	imagesMu sync.Mutex
 	verified map[string]bool // images whose bytes this process has checked
@@ -147,6 +157,8 @@ func New(cfg Config) (*Sidecar, error) {
 		jobs:  map[string]*job{},
 
 		uploads: map[string]time.Time{},
+		imports: map[epochOf]time.Time{},
+		trial:   make(chan struct{}, 1),
 
 		verified: map[string]bool{},
 	}

@@ -200,7 +200,7 @@ func TestPartsTravel(t *testing.T) {
 	require.NoError(t, err)
 	assert.Zero(t, verified.Msg.GetRepaired())
 	assert.Greater(t, verified.Msg.GetBytes(), int64(300*object.PageSize))
-	verify.Boot = &vftv1.JobSpec{}
+	verify.Level = "dir:/x"
 	_, err = a.cfg.Peer(addressB).VerifyPart(ctx, connect.NewRequest(verify))
 	assert.Equal(t, connect.CodeUnimplemented, connect.CodeOf(err))
 

@@ -130,10 +130,38 @@ func (c *Client) PinEpoch(ctx context.Context, id string, epoch uint64, name str
 }
 
 // VerifyEpoch has every copy of a checkpoint's parts read and what is damaged
-// repaired from another one. Only ctx bounds it.
-func (c *Client) VerifyEpoch(ctx context.Context, id string, epoch uint64) ([]*vftv1.Verdict, error) {
-	r, err := call(ctx, c, "verifying the checkpoint", 0, &vftv1.VerifyEpochRequest{Id: id, Epoch: epoch}, service.VerifyEpoch)
+// repaired from another one; boot: also every guest restored into one that is
+// thrown away. Only ctx bounds it.
+func (c *Client) VerifyEpoch(ctx context.Context, id string, epoch uint64, boot bool) ([]*vftv1.Verdict, error) {
+	r, err := call(ctx, c, "verifying the checkpoint", 0, &vftv1.VerifyEpochRequest{Id: id, Epoch: epoch, Boot: boot}, service.VerifyEpoch)
 	return r.GetVerdicts(), err
+}
+
+// AdmitExport tells a node whether somebody may have an epoch, and where its
+// parts are.
+func (c *Client) AdmitExport(ctx context.Context, req *vftv1.AdmitExportRequest) (*vftv1.AdmitExportResponse, error) {
+	return call(ctx, c, "asking for the checkpoint", c.cfg.Attempt, req, service.AdmitExport)
+}
+
+// AdmitImport tells a node whether somebody may bring an epoch in.
+func (c *Client) AdmitImport(ctx context.Context, req *vftv1.AdmitImportRequest) (*vftv1.AdmitImportResponse, error) {
+	return call(ctx, c, "asking whether the checkpoint may be imported", c.cfg.Attempt, req, service.AdmitImport)
+}
+
+// ImportEpoch makes an epoch known whose parts a node has imported.
+func (c *Client) ImportEpoch(ctx context.Context, e *vftv1.Export, node string) (*vftv1.Job, error) {
+	r, err := call(ctx, c, "importing the checkpoint", c.cfg.Attempt, &vftv1.ImportEpochRequest{
+		Spec: e.GetSpec(), Incarnation: e.GetIncarnation(), Epoch: e.GetEpoch(), Node: node,
+	}, service.ImportEpoch)
+	return r.GetJob(), err
+}
+
+// ResumeJob has a job that has ended go on from one of its epochs, on the nodes
+// named as far as they have room. It does not wait. The token is the same when
+// the caller asks again.
+func (c *Client) ResumeJob(ctx context.Context, id string, epoch uint64, nodes []string, token string) (*vftv1.Job, error) {
+	r, err := call(ctx, c, "resuming the job", c.cfg.Attempt, &vftv1.ResumeJobRequest{Id: id, Epoch: epoch, Nodes: nodes, Token: token}, service.ResumeJob)
+	return r.GetJob(), err
 }
 
 // CollectGarbage has all nodes free what no checkpoint needs. Only ctx bounds it.

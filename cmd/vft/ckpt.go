@@ -15,7 +15,7 @@ import (
 
 func newCkpt(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "ckpt", Short: "Take, list, show, pin, verify and remove checkpoints",
+		Use: "ckpt", Short: "Take, list, show, pin, verify, export, import and remove checkpoints",
 		Long: `Looks after the checkpoints of jobs. JOB is any unique beginning of a job's id;
 CHECKPOINT is a number, the name of a pin, or last.`,
 	}
@@ -81,6 +81,8 @@ CHECKPOINT is a number, the name of a pin, or last.`,
 		},
 		newCkptRm(g),
 		newCkptVerify(g),
+		newCkptExport(g),
+		newCkptImport(g),
 		newCkptDu(g),
 		newCkptGC(g),
 	)

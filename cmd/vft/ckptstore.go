@@ -17,14 +17,19 @@ import (
 )
 
 func newCkptVerify(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var boot bool
+	cmd := &cobra.Command{
 		Use: "verify JOB CHECKPOINT", Short: "Read every byte of a checkpoint and repair what is damaged from another copy", Args: exactly("JOB", "CHECKPOINT"),
+		Long: `Has every copy of every part read, byte by byte, and what is damaged repaired
+from another copy. With --boot each guest is besides restored on a node that
+holds it, into a guest without a network that never runs and is thrown away:
+the node needs memory for one more guest.`,
 		RunE: withClient(g, func(cmd *cobra.Command, c *client.Client, args []string) error {
 			j, e, err := findEpoch(cmd, c, args)
 			if err != nil {
 				return err
 			}
-			verdicts, err := c.VerifyEpoch(cmd.Context(), j.GetSpec().GetId(), e.GetNumber())
+			verdicts, err := c.VerifyEpoch(cmd.Context(), j.GetSpec().GetId(), e.GetNumber(), boot)
 			if err != nil {
 				return err
 			}
@@ -36,7 +41,12 @@ func newCkptVerify(g *globals) *cobra.Command {
 			return errors.Join(err, faulty(e.GetNumber(), verdicts))
 		}),
 	}
+	cmd.Flags().BoolVar(&boot, "boot", false, "also restore every guest into one that is thrown away")
+	return cmd
 }
+
+// levelBoot stands in a verdict for a guest that was restored and thrown away.
+const levelBoot = "boot"
 
 // faulty is an error when some copy is not good.
 func faulty(epoch uint64, verdicts []*vftv1.Verdict) error {
@@ -49,22 +59,26 @@ func faulty(epoch uint64, verdicts []*vftv1.Verdict) error {
 	if bad == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d of %d copies of parts of checkpoint %d could not be verified", bad, len(verdicts), epoch)
+	return fmt.Errorf("%d of %d checks of checkpoint %d failed", bad, len(verdicts), epoch)
 }
 
 func printVerdicts(w io.Writer, verdicts []*vftv1.Verdict) error {
-	return table(w, "guest\tlevel\tnode\tread\trepaired\tverdict", func(row func(...any)) {
+	return table(w, "guest\tlevel\tnode\tread\trepaired\ttook\tverdict", func(row func(...any)) {
 		for _, v := range verdicts {
 			verdict := "good"
 			switch {
 			case v.GetFault() != "" && !v.GetAsked():
 				verdict = "not known: " + v.GetFault()
+			case v.GetFault() != "" && v.GetLevel() == levelBoot:
+				verdict = "does not load: " + v.GetFault()
 			case v.GetFault() != "":
 				verdict = "damaged: " + v.GetFault()
+			case v.GetLevel() == levelBoot:
+				verdict = "loads"
 			case v.GetRepaired() > 0:
 				verdict = "repaired"
 			}
-			row(v.GetGuest(), v.GetLevel(), v.GetNode(), size(v.GetBytes()), size(v.GetRepaired()), verdict)
+			row(v.GetGuest(), v.GetLevel(), v.GetNode(), size(v.GetBytes()), size(v.GetRepaired()), short(v.GetTook()), verdict)
 		}
 	})
 }

@@ -18,7 +18,7 @@ func TestPrintVerdicts(t *testing.T) {
 	var b bytes.Buffer
 	require.NoError(t, printVerdicts(&b, verdicts))
 	assert.Contains(t, b.String(), "good")
-	assert.Contains(t, b.String(), "2.0 KiB   repaired")
+	assert.Contains(t, b.String(), "2.0 KiB   -     repaired")
 	assert.NoError(t, faulty(3, verdicts))
 
 	verdicts = append(verdicts,
@@ -28,7 +28,17 @@ func TestPrintVerdicts(t *testing.T) {
 	require.NoError(t, printVerdicts(&b, verdicts))
 	assert.Contains(t, b.String(), "damaged: page 7 of block pc.ram")
 	assert.Contains(t, b.String(), "not known: no answer")
-	assert.ErrorContains(t, faulty(3, verdicts), "2 of 4 copies")
+	assert.ErrorContains(t, faulty(3, verdicts), "2 of 4 checks")
+
+	b.Reset()
+	require.NoError(t, printVerdicts(&b, []*vftv1.Verdict{
+		{Level: levelBoot, Node: "n1", Asked: true, Bytes: 4096, Took: 1_500_000_000},
+		{Level: levelBoot, Node: "n2", Asked: true, Fault: "device x"},
+		{Level: levelBoot, Node: "n3", Fault: "no memory"},
+	}))
+	for _, want := range []string{"1.5s  loads", "does not load: device x", "not known: no memory"} {
+		assert.Contains(t, b.String(), want)
+	}
 }
 
 func TestPrintUsage(t *testing.T) {

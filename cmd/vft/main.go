@@ -27,6 +27,7 @@ import (
 const (
 	exitFailure     = 1
 	exitUsage       = 64
+	exitData        = 65
 	exitUnavailable = 69
 	exitDenied      = 77
 )
@@ -51,6 +52,8 @@ func run(ctx context.Context, args []string) int {
 		return proc.ExitConfig
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.Is(err, errFile):
+		return exitData
 	case errors.Is(err, client.ErrUnreachable):
 		return exitUnavailable
 	case connect.CodeOf(err) == connect.CodePermissionDenied:

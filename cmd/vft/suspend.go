@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -36,6 +37,23 @@ after all of them were started anew. Its mpirun-vft waits.`,
 // errRuns ends the watch of a job that goes on.
 var errRuns = errors.New("the job runs")
 
+// awaitRunning returns when a job runs, and fails when it ends instead.
+func awaitRunning(ctx context.Context, c *client.Client, j *vftv1.Job) (*vftv1.Job, error) {
+	err := c.WatchJob(ctx, j.GetSpec().GetId(), ^uint64(0), func(r *vftv1.WatchJobResponse) error {
+		if j = r.GetJob(); j.GetPhase() == vftv1.JobPhase_JOB_PHASE_RUNNING {
+			return errRuns
+		}
+		return nil
+	})
+	switch {
+	case err == nil:
+		return nil, fmt.Errorf("the job has ended: %s", j.GetExit().GetMessage())
+	case !errors.Is(err, errRuns):
+		return nil, err
+	}
+	return j, nil
+}
+
 func newJobResume(g *globals) *cobra.Command {
 	var nodes []string
 	cmd := &cobra.Command{
@@ -45,18 +63,10 @@ func newJobResume(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = c.WatchJob(cmd.Context(), j.GetSpec().GetId(), ^uint64(0), func(r *vftv1.WatchJobResponse) error {
-				if j = r.GetJob(); j.GetPhase() == vftv1.JobPhase_JOB_PHASE_RUNNING {
-					return errRuns
-				}
-				return nil
-			})
-			switch {
-			case err == nil:
-				return fmt.Errorf("the job has ended: %s", j.GetExit().GetMessage())
-			case !errors.Is(err, errRuns):
+			if j, err = awaitRunning(cmd.Context(), c, j); err != nil {
 				return err
-			case g.json:
+			}
+			if g.json {
 				return printProto(cmd.OutOrStdout(), j)
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "job %s goes on\n", j.GetSpec().GetId())

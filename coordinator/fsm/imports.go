@@ -25,7 +25,7 @@ func (s *State) importEpoch(c *vftv1.ImportEpoch, at int64) Result {
 			NextEpoch: 1, NextOperation: 1, SubmittedAt: at, EndedAt: at,
 			Exit: &vftv1.Exit{Cause: vftv1.ExitCause_EXIT_CAUSE_IMPORTED, Message: "imported, to be resumed"},
 		}
-	case !sameProgram(old.GetSpec(), c.GetSpec()):
+	case !SameJob(old.GetSpec(), c.GetSpec()):
 		return Result{Err: fmt.Errorf("job %s: %w", id, ErrJobExists), Job: old}
 	}
 	t := s.transition(old, at)
@@ -40,12 +40,22 @@ func (s *State) importEpoch(c *vftv1.ImportEpoch, at int64) Result {
 	return Result{Changed: true, Job: t.job, Jobs: []string{id}}
 }
 
-// sameProgram says whether two specifications are of one job, which may have
-// been resumed by another client since.
-func sameProgram(a, b *vftv1.JobSpec) bool {
+// SameJob says whether two specifications are of one job, which may have been
+// resumed by another client, on other nodes, since.
+func SameJob(a, b *vftv1.JobSpec) bool {
 	a, b = proto.CloneOf(a), proto.CloneOf(b)
-	a.ClientBound, b.ClientBound = false, false
+	for _, s := range []*vftv1.JobSpec{a, b} {
+		s.ClientBound = false
+		wish(s, []string{""})
+	}
 	return proto.Equal(a, b)
+}
+
+// wish has the guests of a job placed on nodes, in turn, where that is possible.
+func wish(s *vftv1.JobSpec, nodes []string) {
+	for i, g := range s.GetGuests() {
+		g.Node = nodes[i%len(nodes)]
+	}
 }
 
 func (t *transition) takeEpoch(c *vftv1.ImportEpoch) (bool, error) {
@@ -107,6 +117,9 @@ func (t *transition) resume(c *vftv1.ResumeJob) (bool, error) {
 	}
 	j.Spec = proto.CloneOf(j.GetSpec())
 	j.Spec.ClientBound = c.GetClientBound()
+	if nodes := c.GetNodes(); len(nodes) > 0 {
+		wish(j.Spec, nodes)
+	}
 	j.Resumption = &vftv1.Resumption{Epoch: c.GetEpoch(), Incarnation: j.GetIncarnation(), Pending: true, Token: c.GetToken()}
 	j.Phase = vftv1.JobPhase_JOB_PHASE_PENDING
 	j.Guests = nil

@@ -2287,6 +2287,7 @@ type ResumeJob struct {
 	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                    // that it has now
 	ClientBound   bool                   `protobuf:"varint,4,opt,name=client_bound,json=clientBound,proto3" json:"client_bound,omitempty"` // in place of the specification's
 	Token         string                 `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
+	Nodes         []string               `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"` // wished for the guests, in turn, in place of the specification's; none: those stay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2354,6 +2355,13 @@ func (x *ResumeJob) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+func (x *ResumeJob) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
 }
 
 // RequestMove asks for the migration of a guest, in place of an earlier request
@@ -3031,13 +3039,14 @@ const file_vft_v1_command_proto_rawDesc = "" +
 	"\x04spec\x18\x01 \x01(\v2\x0f.vft.v1.JobSpecR\x04spec\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12#\n" +
 	"\x05epoch\x18\x03 \x01(\v2\r.vft.v1.EpochR\x05epoch\x12*\n" +
-	"\x06levels\x18\x04 \x03(\v2\x12.vft.v1.EpochLevelR\x06levels\"\x8e\x01\n" +
+	"\x06levels\x18\x04 \x03(\v2\x12.vft.v1.EpochLevelR\x06levels\"\xa4\x01\n" +
 	"\tResumeJob\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12!\n" +
 	"\fclient_bound\x18\x04 \x01(\bR\vclientBound\x12\x14\n" +
-	"\x05token\x18\x05 \x01(\tR\x05token\"A\n" +
+	"\x05token\x18\x05 \x01(\tR\x05token\x12\x14\n" +
+	"\x05nodes\x18\x06 \x03(\tR\x05nodes\"A\n" +
 	"\vRequestMove\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12 \n" +
 	"\x04move\x18\x02 \x01(\v2\f.vft.v1.MoveR\x04move\"L\n" +

@@ -1212,6 +1212,7 @@ type Verdict struct {
 	Asked         bool                   `protobuf:"varint,5,opt,name=asked,proto3" json:"asked,omitempty"`       // false: the node could not tell, see fault
 	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`       // read
 	Repaired      int64                  `protobuf:"varint,7,opt,name=repaired,proto3" json:"repaired,omitempty"` // bytes of it that were bad or missing, and were taken from elsewhere
+	Took          int64                  `protobuf:"varint,8,opt,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1291,6 +1292,13 @@ func (x *Verdict) GetBytes() int64 {
 func (x *Verdict) GetRepaired() int64 {
 	if x != nil {
 		return x.Repaired
+	}
+	return 0
+}
+
+func (x *Verdict) GetTook() int64 {
+	if x != nil {
+		return x.Took
 	}
 	return 0
 }
@@ -1556,19 +1564,228 @@ func (x *ImportEpochResponse) GetJob() *Job {
 	return nil
 }
 
+type AdmitExportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Caller        string                 `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"` // who asks the node, as in the certificate; empty: nobody shows one here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitExportRequest) Reset() {
+	*x = AdmitExportRequest{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitExportRequest) ProtoMessage() {}
+
+func (x *AdmitExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitExportRequest.ProtoReflect.Descriptor instead.
+func (*AdmitExportRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *AdmitExportRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AdmitExportRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *AdmitExportRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+type AdmitExportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"`
+	Parts         []*PartSource          `protobuf:"bytes,2,rep,name=parts,proto3" json:"parts,omitempty"` // by guest
+	Peers         []string               `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"` // addresses of sidecars to ask for the stage blob
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitExportResponse) Reset() {
+	*x = AdmitExportResponse{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitExportResponse) ProtoMessage() {}
+
+func (x *AdmitExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitExportResponse.ProtoReflect.Descriptor instead.
+func (*AdmitExportResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AdmitExportResponse) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *AdmitExportResponse) GetParts() []*PartSource {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *AdmitExportResponse) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+type AdmitImportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"` // as it is in the file
+	Caller        string                 `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"` // as in AdmitExportRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitImportRequest) Reset() {
+	*x = AdmitImportRequest{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitImportRequest) ProtoMessage() {}
+
+func (x *AdmitImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitImportRequest.ProtoReflect.Descriptor instead.
+func (*AdmitImportRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AdmitImportRequest) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *AdmitImportRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+type AdmitImportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitImportResponse) Reset() {
+	*x = AdmitImportResponse{}
+	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitImportResponse) ProtoMessage() {}
+
+func (x *AdmitImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitImportResponse.ProtoReflect.Descriptor instead.
+func (*AdmitImportResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{34}
+}
+
 type ResumeJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	ClientBound   bool                   `protobuf:"varint,3,opt,name=client_bound,json=clientBound,proto3" json:"client_bound,omitempty"`
 	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"` // chosen by the client, the same when it asks again
+	Nodes         []string               `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"` // wished for its guests, in turn, in place of the specification's; none: those stay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1797,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[31]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1810,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{31}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResumeJobRequest) GetId() string {
@@ -1624,6 +1841,13 @@ func (x *ResumeJobRequest) GetToken() string {
 	return ""
 }
 
+func (x *ResumeJobRequest) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type ResumeJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
@@ -1633,7 +1857,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1869,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[32]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1882,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{32}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -1678,7 +1902,7 @@ type SuspendJobRequest struct {
 
 func (x *SuspendJobRequest) Reset() {
 	*x = SuspendJobRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1914,7 @@ func (x *SuspendJobRequest) String() string {
 func (*SuspendJobRequest) ProtoMessage() {}
 
 func (x *SuspendJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[33]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1927,7 @@ func (x *SuspendJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendJobRequest.ProtoReflect.Descriptor instead.
 func (*SuspendJobRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{33}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SuspendJobRequest) GetId() string {
@@ -1729,7 +1953,7 @@ type SuspendJobResponse struct {
 
 func (x *SuspendJobResponse) Reset() {
 	*x = SuspendJobResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1965,7 @@ func (x *SuspendJobResponse) String() string {
 func (*SuspendJobResponse) ProtoMessage() {}
 
 func (x *SuspendJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[34]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1978,7 @@ func (x *SuspendJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendJobResponse.ProtoReflect.Descriptor instead.
 func (*SuspendJobResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{34}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SuspendJobResponse) GetJob() *Job {
@@ -1774,7 +1998,7 @@ type ContinueJobRequest struct {
 
 func (x *ContinueJobRequest) Reset() {
 	*x = ContinueJobRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +2010,7 @@ func (x *ContinueJobRequest) String() string {
 func (*ContinueJobRequest) ProtoMessage() {}
 
 func (x *ContinueJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[35]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +2023,7 @@ func (x *ContinueJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueJobRequest.ProtoReflect.Descriptor instead.
 func (*ContinueJobRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{35}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ContinueJobRequest) GetId() string {
@@ -1825,7 +2049,7 @@ type ContinueJobResponse struct {
 
 func (x *ContinueJobResponse) Reset() {
 	*x = ContinueJobResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2061,7 @@ func (x *ContinueJobResponse) String() string {
 func (*ContinueJobResponse) ProtoMessage() {}
 
 func (x *ContinueJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[36]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2074,7 @@ func (x *ContinueJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueJobResponse.ProtoReflect.Descriptor instead.
 func (*ContinueJobResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{36}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ContinueJobResponse) GetJob() *Job {
@@ -1873,7 +2097,7 @@ type MigrateGuestRequest struct {
 
 func (x *MigrateGuestRequest) Reset() {
 	*x = MigrateGuestRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2109,7 @@ func (x *MigrateGuestRequest) String() string {
 func (*MigrateGuestRequest) ProtoMessage() {}
 
 func (x *MigrateGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[37]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2122,7 @@ func (x *MigrateGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateGuestRequest.ProtoReflect.Descriptor instead.
 func (*MigrateGuestRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{37}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MigrateGuestRequest) GetId() string {
@@ -1945,7 +2169,7 @@ type MigrateGuestResponse struct {
 
 func (x *MigrateGuestResponse) Reset() {
 	*x = MigrateGuestResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2181,7 @@ func (x *MigrateGuestResponse) String() string {
 func (*MigrateGuestResponse) ProtoMessage() {}
 
 func (x *MigrateGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[38]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2194,7 @@ func (x *MigrateGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateGuestResponse.ProtoReflect.Descriptor instead.
 func (*MigrateGuestResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{38}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MigrateGuestResponse) GetEvent() *Event {
@@ -1991,7 +2215,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2227,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[39]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2240,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{39}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2050,7 +2274,7 @@ type DrainNodeResponse struct {
 
 func (x *DrainNodeResponse) Reset() {
 	*x = DrainNodeResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2286,7 @@ func (x *DrainNodeResponse) String() string {
 func (*DrainNodeResponse) ProtoMessage() {}
 
 func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[40]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2299,7 @@ func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
 func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{40}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DrainNodeResponse) GetNode() *Node {
@@ -2104,7 +2328,7 @@ type PlacedGuest struct {
 
 func (x *PlacedGuest) Reset() {
 	*x = PlacedGuest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2340,7 @@ func (x *PlacedGuest) String() string {
 func (*PlacedGuest) ProtoMessage() {}
 
 func (x *PlacedGuest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[41]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2353,7 @@ func (x *PlacedGuest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlacedGuest.ProtoReflect.Descriptor instead.
 func (*PlacedGuest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{41}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PlacedGuest) GetJob() string {
@@ -2161,7 +2385,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2397,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[42]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2410,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{42}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{46}
 }
 
 type ListNodesResponse struct {
@@ -2199,7 +2423,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2435,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[43]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2448,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{43}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2249,7 +2473,7 @@ type ListScoresRequest struct {
 
 func (x *ListScoresRequest) Reset() {
 	*x = ListScoresRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2485,7 @@ func (x *ListScoresRequest) String() string {
 func (*ListScoresRequest) ProtoMessage() {}
 
 func (x *ListScoresRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[44]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2498,7 @@ func (x *ListScoresRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListScoresRequest.ProtoReflect.Descriptor instead.
 func (*ListScoresRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{44}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{48}
 }
 
 type ListScoresResponse struct {
@@ -2286,7 +2510,7 @@ type ListScoresResponse struct {
 
 func (x *ListScoresResponse) Reset() {
 	*x = ListScoresResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2522,7 @@ func (x *ListScoresResponse) String() string {
 func (*ListScoresResponse) ProtoMessage() {}
 
 func (x *ListScoresResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[45]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2535,7 @@ func (x *ListScoresResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListScoresResponse.ProtoReflect.Descriptor instead.
 func (*ListScoresResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{45}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListScoresResponse) GetRules() []*RuleStanding {
@@ -2335,7 +2559,7 @@ type RuleStanding struct {
 
 func (x *RuleStanding) Reset() {
 	*x = RuleStanding{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2571,7 @@ func (x *RuleStanding) String() string {
 func (*RuleStanding) ProtoMessage() {}
 
 func (x *RuleStanding) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[46]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2584,7 @@ func (x *RuleStanding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStanding.ProtoReflect.Descriptor instead.
 func (*RuleStanding) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{46}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RuleStanding) GetScore() *RuleScore {
@@ -2409,7 +2633,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2645,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[47]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2658,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{47}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *HeartbeatRequest) GetNode() *Node {
@@ -2471,7 +2695,7 @@ type WantedJob struct {
 
 func (x *WantedJob) Reset() {
 	*x = WantedJob{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2707,7 @@ func (x *WantedJob) String() string {
 func (*WantedJob) ProtoMessage() {}
 
 func (x *WantedJob) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[48]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2720,7 @@ func (x *WantedJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WantedJob.ProtoReflect.Descriptor instead.
 func (*WantedJob) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{48}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WantedJob) GetJob() string {
@@ -2539,7 +2763,7 @@ type GatewayPolicy struct {
 
 func (x *GatewayPolicy) Reset() {
 	*x = GatewayPolicy{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2775,7 @@ func (x *GatewayPolicy) String() string {
 func (*GatewayPolicy) ProtoMessage() {}
 
 func (x *GatewayPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[49]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2788,7 @@ func (x *GatewayPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPolicy.ProtoReflect.Descriptor instead.
 func (*GatewayPolicy) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{49}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GatewayPolicy) GetPorts() []*PublishedPort {
@@ -2601,7 +2825,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2837,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[50]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2850,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{50}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *HeartbeatResponse) GetLease() int64 {
@@ -2672,7 +2896,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2908,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[51]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2921,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{51}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{55}
 }
 
 type ReplicaStatus struct {
@@ -2711,7 +2935,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2947,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[52]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2960,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{52}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReplicaStatus) GetId() string {
@@ -2776,7 +3000,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3012,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[53]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3025,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{53}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *StatusResponse) GetId() string {
@@ -2870,7 +3094,7 @@ type AddReplicaRequest struct {
 
 func (x *AddReplicaRequest) Reset() {
 	*x = AddReplicaRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +3106,7 @@ func (x *AddReplicaRequest) String() string {
 func (*AddReplicaRequest) ProtoMessage() {}
 
 func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[54]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +3119,7 @@ func (x *AddReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaRequest.ProtoReflect.Descriptor instead.
 func (*AddReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{54}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AddReplicaRequest) GetId() string {
@@ -2920,7 +3144,7 @@ type AddReplicaResponse struct {
 
 func (x *AddReplicaResponse) Reset() {
 	*x = AddReplicaResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3156,7 @@ func (x *AddReplicaResponse) String() string {
 func (*AddReplicaResponse) ProtoMessage() {}
 
 func (x *AddReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[55]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3169,7 @@ func (x *AddReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddReplicaResponse.ProtoReflect.Descriptor instead.
 func (*AddReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{55}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{59}
 }
 
 type PublishPortRequest struct {
@@ -2959,7 +3183,7 @@ type PublishPortRequest struct {
 
 func (x *PublishPortRequest) Reset() {
 	*x = PublishPortRequest{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3195,7 @@ func (x *PublishPortRequest) String() string {
 func (*PublishPortRequest) ProtoMessage() {}
 
 func (x *PublishPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[56]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3208,7 @@ func (x *PublishPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPortRequest.ProtoReflect.Descriptor instead.
 func (*PublishPortRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{56}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PublishPortRequest) GetId() string {
@@ -3017,7 +3241,7 @@ type PublishPortResponse struct {
 
 func (x *PublishPortResponse) Reset() {
 	*x = PublishPortResponse{}
-	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3253,7 @@ func (x *PublishPortResponse) String() string {
 func (*PublishPortResponse) ProtoMessage() {}
 
 func (x *PublishPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_coordinator_proto_msgTypes[57]
+	mi := &file_vft_v1_coordinator_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3266,7 @@ func (x *PublishPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishPortResponse.ProtoReflect.Descriptor instead.
 func (*PublishPortResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{57}
+	return file_vft_v1_coordinator_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PublishPortResponse) GetJob() *Job {
@@ -3056,7 +3280,7 @@ var File_vft_v1_coordinator_proto protoreflect.FileDescriptor
 
 const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\n" +
-	"\x18vft/v1/coordinator.proto\x12\x06vft.v1\x1a\x12vft/v1/enrol.proto\x1a\x12vft/v1/types.proto\"6\n" +
+	"\x18vft/v1/coordinator.proto\x12\x06vft.v1\x1a\x12vft/v1/enrol.proto\x1a\x14vft/v1/sidecar.proto\x1a\x12vft/v1/types.proto\"6\n" +
 	"\n" +
 	"LeaderHint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -3120,7 +3344,7 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04boot\x18\x03 \x01(\bR\x04boot\"B\n" +
 	"\x13VerifyEpochResponse\x12+\n" +
-	"\bverdicts\x18\x01 \x03(\v2\x0f.vft.v1.VerdictR\bverdicts\"\xa7\x01\n" +
+	"\bverdicts\x18\x01 \x03(\v2\x0f.vft.v1.VerdictR\bverdicts\"\xbb\x01\n" +
 	"\aVerdict\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\rR\x05guest\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x12\n" +
@@ -3128,7 +3352,8 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x05fault\x18\x04 \x01(\tR\x05fault\x12\x14\n" +
 	"\x05asked\x18\x05 \x01(\bR\x05asked\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x1a\n" +
-	"\brepaired\x18\a \x01(\x03R\brepaired\"\x17\n" +
+	"\brepaired\x18\a \x01(\x03R\brepaired\x12\x12\n" +
+	"\x04took\x18\b \x01(\x03R\x04took\"\x17\n" +
 	"\x15CollectGarbageRequest\"N\n" +
 	"\x16CollectGarbageResponse\x124\n" +
 	"\vcollections\x18\x01 \x03(\v2\x12.vft.v1.CollectionR\vcollections\"b\n" +
@@ -3144,12 +3369,25 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\v2\r.vft.v1.EpochR\x05epoch\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\"4\n" +
 	"\x13ImportEpochResponse\x12\x1d\n" +
-	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job\"q\n" +
+	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job\"R\n" +
+	"\x12AdmitExportRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\"}\n" +
+	"\x13AdmitExportResponse\x12&\n" +
+	"\x06export\x18\x01 \x01(\v2\x0e.vft.v1.ExportR\x06export\x12(\n" +
+	"\x05parts\x18\x02 \x03(\v2\x12.vft.v1.PartSourceR\x05parts\x12\x14\n" +
+	"\x05peers\x18\x03 \x03(\tR\x05peers\"T\n" +
+	"\x12AdmitImportRequest\x12&\n" +
+	"\x06export\x18\x01 \x01(\v2\x0e.vft.v1.ExportR\x06export\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\"\x15\n" +
+	"\x13AdmitImportResponse\"\x87\x01\n" +
 	"\x10ResumeJobRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12!\n" +
 	"\fclient_bound\x18\x03 \x01(\bR\vclientBound\x12\x14\n" +
-	"\x05token\x18\x04 \x01(\tR\x05token\"2\n" +
+	"\x05token\x18\x04 \x01(\tR\x05token\x12\x14\n" +
+	"\x05nodes\x18\x05 \x03(\tR\x05nodes\"2\n" +
 	"\x11ResumeJobResponse\x12\x1d\n" +
 	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job\";\n" +
 	"\x11SuspendJobRequest\x12\x0e\n" +
@@ -3239,7 +3477,7 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\v2\x15.vft.v1.PublishedPortR\x04port\x12\x16\n" +
 	"\x06remove\x18\x03 \x01(\bR\x06remove\"4\n" +
 	"\x13PublishPortResponse\x12\x1d\n" +
-	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job2\xc8\x0e\n" +
+	"\x03job\x18\x01 \x01(\v2\v.vft.v1.JobR\x03job2\xd8\x0f\n" +
 	"\x12CoordinatorService\x12@\n" +
 	"\tSubmitJob\x12\x18.vft.v1.SubmitJobRequest\x1a\x19.vft.v1.SubmitJobResponse\x127\n" +
 	"\x06GetJob\x12\x15.vft.v1.GetJobRequest\x1a\x16.vft.v1.GetJobResponse\x12=\n" +
@@ -3255,7 +3493,9 @@ const file_vft_v1_coordinator_proto_rawDesc = "" +
 	"\bPinEpoch\x12\x17.vft.v1.PinEpochRequest\x1a\x18.vft.v1.PinEpochResponse\x12F\n" +
 	"\vVerifyEpoch\x12\x1a.vft.v1.VerifyEpochRequest\x1a\x1b.vft.v1.VerifyEpochResponse\x12O\n" +
 	"\x0eCollectGarbage\x12\x1d.vft.v1.CollectGarbageRequest\x1a\x1e.vft.v1.CollectGarbageResponse\x12F\n" +
-	"\vImportEpoch\x12\x1a.vft.v1.ImportEpochRequest\x1a\x1b.vft.v1.ImportEpochResponse\x12@\n" +
+	"\vImportEpoch\x12\x1a.vft.v1.ImportEpochRequest\x1a\x1b.vft.v1.ImportEpochResponse\x12F\n" +
+	"\vAdmitExport\x12\x1a.vft.v1.AdmitExportRequest\x1a\x1b.vft.v1.AdmitExportResponse\x12F\n" +
+	"\vAdmitImport\x12\x1a.vft.v1.AdmitImportRequest\x1a\x1b.vft.v1.AdmitImportResponse\x12@\n" +
 	"\tResumeJob\x12\x18.vft.v1.ResumeJobRequest\x1a\x19.vft.v1.ResumeJobResponse\x12C\n" +
 	"\n" +
 	"SuspendJob\x12\x19.vft.v1.SuspendJobRequest\x1a\x1a.vft.v1.SuspendJobResponse\x12F\n" +
@@ -3285,7 +3525,7 @@ func file_vft_v1_coordinator_proto_rawDescGZIP() []byte {
 	return file_vft_v1_coordinator_proto_rawDescData
 }
 
-var file_vft_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_vft_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_vft_v1_coordinator_proto_goTypes = []any{
 	(*LeaderHint)(nil),             // 0: vft.v1.LeaderHint
 	(*SubmitJobRequest)(nil),       // 1: vft.v1.SubmitJobRequest
@@ -3318,141 +3558,154 @@ var file_vft_v1_coordinator_proto_goTypes = []any{
 	(*Collection)(nil),             // 28: vft.v1.Collection
 	(*ImportEpochRequest)(nil),     // 29: vft.v1.ImportEpochRequest
 	(*ImportEpochResponse)(nil),    // 30: vft.v1.ImportEpochResponse
-	(*ResumeJobRequest)(nil),       // 31: vft.v1.ResumeJobRequest
-	(*ResumeJobResponse)(nil),      // 32: vft.v1.ResumeJobResponse
-	(*SuspendJobRequest)(nil),      // 33: vft.v1.SuspendJobRequest
-	(*SuspendJobResponse)(nil),     // 34: vft.v1.SuspendJobResponse
-	(*ContinueJobRequest)(nil),     // 35: vft.v1.ContinueJobRequest
-	(*ContinueJobResponse)(nil),    // 36: vft.v1.ContinueJobResponse
-	(*MigrateGuestRequest)(nil),    // 37: vft.v1.MigrateGuestRequest
-	(*MigrateGuestResponse)(nil),   // 38: vft.v1.MigrateGuestResponse
-	(*DrainNodeRequest)(nil),       // 39: vft.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),      // 40: vft.v1.DrainNodeResponse
-	(*PlacedGuest)(nil),            // 41: vft.v1.PlacedGuest
-	(*ListNodesRequest)(nil),       // 42: vft.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 43: vft.v1.ListNodesResponse
-	(*ListScoresRequest)(nil),      // 44: vft.v1.ListScoresRequest
-	(*ListScoresResponse)(nil),     // 45: vft.v1.ListScoresResponse
-	(*RuleStanding)(nil),           // 46: vft.v1.RuleStanding
-	(*HeartbeatRequest)(nil),       // 47: vft.v1.HeartbeatRequest
-	(*WantedJob)(nil),              // 48: vft.v1.WantedJob
-	(*GatewayPolicy)(nil),          // 49: vft.v1.GatewayPolicy
-	(*HeartbeatResponse)(nil),      // 50: vft.v1.HeartbeatResponse
-	(*StatusRequest)(nil),          // 51: vft.v1.StatusRequest
-	(*ReplicaStatus)(nil),          // 52: vft.v1.ReplicaStatus
-	(*StatusResponse)(nil),         // 53: vft.v1.StatusResponse
-	(*AddReplicaRequest)(nil),      // 54: vft.v1.AddReplicaRequest
-	(*AddReplicaResponse)(nil),     // 55: vft.v1.AddReplicaResponse
-	(*PublishPortRequest)(nil),     // 56: vft.v1.PublishPortRequest
-	(*PublishPortResponse)(nil),    // 57: vft.v1.PublishPortResponse
-	nil,                            // 58: vft.v1.WatchJobResponse.NodeAddressesEntry
-	nil,                            // 59: vft.v1.ListNodesResponse.GuestsEntry
-	(*JobSpec)(nil),                // 60: vft.v1.JobSpec
-	(*Job)(nil),                    // 61: vft.v1.Job
-	(*Exit)(nil),                   // 62: vft.v1.Exit
-	(*Epoch)(nil),                  // 63: vft.v1.Epoch
-	(*Event)(nil),                  // 64: vft.v1.Event
-	(*Node)(nil),                   // 65: vft.v1.Node
-	(*RuleScore)(nil),              // 66: vft.v1.RuleScore
-	(*GuestStatus)(nil),            // 67: vft.v1.GuestStatus
-	(*PublishedPort)(nil),          // 68: vft.v1.PublishedPort
-	(*ExpelNodeRequest)(nil),       // 69: vft.v1.ExpelNodeRequest
-	(*CreateTokenRequest)(nil),     // 70: vft.v1.CreateTokenRequest
-	(*ExpelNodeResponse)(nil),      // 71: vft.v1.ExpelNodeResponse
-	(*CreateTokenResponse)(nil),    // 72: vft.v1.CreateTokenResponse
+	(*AdmitExportRequest)(nil),     // 31: vft.v1.AdmitExportRequest
+	(*AdmitExportResponse)(nil),    // 32: vft.v1.AdmitExportResponse
+	(*AdmitImportRequest)(nil),     // 33: vft.v1.AdmitImportRequest
+	(*AdmitImportResponse)(nil),    // 34: vft.v1.AdmitImportResponse
+	(*ResumeJobRequest)(nil),       // 35: vft.v1.ResumeJobRequest
+	(*ResumeJobResponse)(nil),      // 36: vft.v1.ResumeJobResponse
+	(*SuspendJobRequest)(nil),      // 37: vft.v1.SuspendJobRequest
+	(*SuspendJobResponse)(nil),     // 38: vft.v1.SuspendJobResponse
+	(*ContinueJobRequest)(nil),     // 39: vft.v1.ContinueJobRequest
+	(*ContinueJobResponse)(nil),    // 40: vft.v1.ContinueJobResponse
+	(*MigrateGuestRequest)(nil),    // 41: vft.v1.MigrateGuestRequest
+	(*MigrateGuestResponse)(nil),   // 42: vft.v1.MigrateGuestResponse
+	(*DrainNodeRequest)(nil),       // 43: vft.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),      // 44: vft.v1.DrainNodeResponse
+	(*PlacedGuest)(nil),            // 45: vft.v1.PlacedGuest
+	(*ListNodesRequest)(nil),       // 46: vft.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 47: vft.v1.ListNodesResponse
+	(*ListScoresRequest)(nil),      // 48: vft.v1.ListScoresRequest
+	(*ListScoresResponse)(nil),     // 49: vft.v1.ListScoresResponse
+	(*RuleStanding)(nil),           // 50: vft.v1.RuleStanding
+	(*HeartbeatRequest)(nil),       // 51: vft.v1.HeartbeatRequest
+	(*WantedJob)(nil),              // 52: vft.v1.WantedJob
+	(*GatewayPolicy)(nil),          // 53: vft.v1.GatewayPolicy
+	(*HeartbeatResponse)(nil),      // 54: vft.v1.HeartbeatResponse
+	(*StatusRequest)(nil),          // 55: vft.v1.StatusRequest
+	(*ReplicaStatus)(nil),          // 56: vft.v1.ReplicaStatus
+	(*StatusResponse)(nil),         // 57: vft.v1.StatusResponse
+	(*AddReplicaRequest)(nil),      // 58: vft.v1.AddReplicaRequest
+	(*AddReplicaResponse)(nil),     // 59: vft.v1.AddReplicaResponse
+	(*PublishPortRequest)(nil),     // 60: vft.v1.PublishPortRequest
+	(*PublishPortResponse)(nil),    // 61: vft.v1.PublishPortResponse
+	nil,                            // 62: vft.v1.WatchJobResponse.NodeAddressesEntry
+	nil,                            // 63: vft.v1.ListNodesResponse.GuestsEntry
+	(*JobSpec)(nil),                // 64: vft.v1.JobSpec
+	(*Job)(nil),                    // 65: vft.v1.Job
+	(*Exit)(nil),                   // 66: vft.v1.Exit
+	(*Epoch)(nil),                  // 67: vft.v1.Epoch
+	(*Export)(nil),                 // 68: vft.v1.Export
+	(*PartSource)(nil),             // 69: vft.v1.PartSource
+	(*Event)(nil),                  // 70: vft.v1.Event
+	(*Node)(nil),                   // 71: vft.v1.Node
+	(*RuleScore)(nil),              // 72: vft.v1.RuleScore
+	(*GuestStatus)(nil),            // 73: vft.v1.GuestStatus
+	(*PublishedPort)(nil),          // 74: vft.v1.PublishedPort
+	(*ExpelNodeRequest)(nil),       // 75: vft.v1.ExpelNodeRequest
+	(*CreateTokenRequest)(nil),     // 76: vft.v1.CreateTokenRequest
+	(*ExpelNodeResponse)(nil),      // 77: vft.v1.ExpelNodeResponse
+	(*CreateTokenResponse)(nil),    // 78: vft.v1.CreateTokenResponse
 }
 var file_vft_v1_coordinator_proto_depIdxs = []int32{
-	60, // 0: vft.v1.SubmitJobRequest.spec:type_name -> vft.v1.JobSpec
-	61, // 1: vft.v1.SubmitJobResponse.job:type_name -> vft.v1.Job
-	61, // 2: vft.v1.GetJobResponse.job:type_name -> vft.v1.Job
-	61, // 3: vft.v1.ListJobsResponse.jobs:type_name -> vft.v1.Job
-	61, // 4: vft.v1.WatchJobResponse.job:type_name -> vft.v1.Job
-	58, // 5: vft.v1.WatchJobResponse.node_addresses:type_name -> vft.v1.WatchJobResponse.NodeAddressesEntry
-	62, // 6: vft.v1.FinishJobRequest.exit:type_name -> vft.v1.Exit
-	63, // 7: vft.v1.TakeCheckpointResponse.epoch:type_name -> vft.v1.Epoch
-	63, // 8: vft.v1.PinEpochResponse.epoch:type_name -> vft.v1.Epoch
+	64, // 0: vft.v1.SubmitJobRequest.spec:type_name -> vft.v1.JobSpec
+	65, // 1: vft.v1.SubmitJobResponse.job:type_name -> vft.v1.Job
+	65, // 2: vft.v1.GetJobResponse.job:type_name -> vft.v1.Job
+	65, // 3: vft.v1.ListJobsResponse.jobs:type_name -> vft.v1.Job
+	65, // 4: vft.v1.WatchJobResponse.job:type_name -> vft.v1.Job
+	62, // 5: vft.v1.WatchJobResponse.node_addresses:type_name -> vft.v1.WatchJobResponse.NodeAddressesEntry
+	66, // 6: vft.v1.FinishJobRequest.exit:type_name -> vft.v1.Exit
+	67, // 7: vft.v1.TakeCheckpointResponse.epoch:type_name -> vft.v1.Epoch
+	67, // 8: vft.v1.PinEpochResponse.epoch:type_name -> vft.v1.Epoch
 	25, // 9: vft.v1.VerifyEpochResponse.verdicts:type_name -> vft.v1.Verdict
 	28, // 10: vft.v1.CollectGarbageResponse.collections:type_name -> vft.v1.Collection
-	60, // 11: vft.v1.ImportEpochRequest.spec:type_name -> vft.v1.JobSpec
-	63, // 12: vft.v1.ImportEpochRequest.epoch:type_name -> vft.v1.Epoch
-	61, // 13: vft.v1.ImportEpochResponse.job:type_name -> vft.v1.Job
-	61, // 14: vft.v1.ResumeJobResponse.job:type_name -> vft.v1.Job
-	61, // 15: vft.v1.SuspendJobResponse.job:type_name -> vft.v1.Job
-	61, // 16: vft.v1.ContinueJobResponse.job:type_name -> vft.v1.Job
-	64, // 17: vft.v1.MigrateGuestResponse.event:type_name -> vft.v1.Event
-	65, // 18: vft.v1.DrainNodeResponse.node:type_name -> vft.v1.Node
-	41, // 19: vft.v1.DrainNodeResponse.guests:type_name -> vft.v1.PlacedGuest
-	65, // 20: vft.v1.ListNodesResponse.nodes:type_name -> vft.v1.Node
-	59, // 21: vft.v1.ListNodesResponse.guests:type_name -> vft.v1.ListNodesResponse.GuestsEntry
-	46, // 22: vft.v1.ListScoresResponse.rules:type_name -> vft.v1.RuleStanding
-	66, // 23: vft.v1.RuleStanding.score:type_name -> vft.v1.RuleScore
-	65, // 24: vft.v1.HeartbeatRequest.node:type_name -> vft.v1.Node
-	67, // 25: vft.v1.HeartbeatRequest.guests:type_name -> vft.v1.GuestStatus
-	49, // 26: vft.v1.WantedJob.gateway:type_name -> vft.v1.GatewayPolicy
-	68, // 27: vft.v1.GatewayPolicy.ports:type_name -> vft.v1.PublishedPort
-	48, // 28: vft.v1.HeartbeatResponse.jobs:type_name -> vft.v1.WantedJob
-	52, // 29: vft.v1.StatusResponse.replicas:type_name -> vft.v1.ReplicaStatus
-	68, // 30: vft.v1.PublishPortRequest.port:type_name -> vft.v1.PublishedPort
-	61, // 31: vft.v1.PublishPortResponse.job:type_name -> vft.v1.Job
-	1,  // 32: vft.v1.CoordinatorService.SubmitJob:input_type -> vft.v1.SubmitJobRequest
-	3,  // 33: vft.v1.CoordinatorService.GetJob:input_type -> vft.v1.GetJobRequest
-	5,  // 34: vft.v1.CoordinatorService.ListJobs:input_type -> vft.v1.ListJobsRequest
-	7,  // 35: vft.v1.CoordinatorService.WatchJob:input_type -> vft.v1.WatchJobRequest
-	9,  // 36: vft.v1.CoordinatorService.StopJob:input_type -> vft.v1.StopJobRequest
-	11, // 37: vft.v1.CoordinatorService.RestartJob:input_type -> vft.v1.RestartJobRequest
-	13, // 38: vft.v1.CoordinatorService.FinishJob:input_type -> vft.v1.FinishJobRequest
-	15, // 39: vft.v1.CoordinatorService.RenewClient:input_type -> vft.v1.RenewClientRequest
-	17, // 40: vft.v1.CoordinatorService.TakeCheckpoint:input_type -> vft.v1.TakeCheckpointRequest
-	19, // 41: vft.v1.CoordinatorService.DeleteEpoch:input_type -> vft.v1.DeleteEpochRequest
-	21, // 42: vft.v1.CoordinatorService.PinEpoch:input_type -> vft.v1.PinEpochRequest
-	23, // 43: vft.v1.CoordinatorService.VerifyEpoch:input_type -> vft.v1.VerifyEpochRequest
-	26, // 44: vft.v1.CoordinatorService.CollectGarbage:input_type -> vft.v1.CollectGarbageRequest
-	29, // 45: vft.v1.CoordinatorService.ImportEpoch:input_type -> vft.v1.ImportEpochRequest
-	31, // 46: vft.v1.CoordinatorService.ResumeJob:input_type -> vft.v1.ResumeJobRequest
-	33, // 47: vft.v1.CoordinatorService.SuspendJob:input_type -> vft.v1.SuspendJobRequest
-	35, // 48: vft.v1.CoordinatorService.ContinueJob:input_type -> vft.v1.ContinueJobRequest
-	37, // 49: vft.v1.CoordinatorService.MigrateGuest:input_type -> vft.v1.MigrateGuestRequest
-	39, // 50: vft.v1.CoordinatorService.DrainNode:input_type -> vft.v1.DrainNodeRequest
-	56, // 51: vft.v1.CoordinatorService.PublishPort:input_type -> vft.v1.PublishPortRequest
-	42, // 52: vft.v1.CoordinatorService.ListNodes:input_type -> vft.v1.ListNodesRequest
-	44, // 53: vft.v1.CoordinatorService.ListScores:input_type -> vft.v1.ListScoresRequest
-	47, // 54: vft.v1.CoordinatorService.Heartbeat:input_type -> vft.v1.HeartbeatRequest
-	51, // 55: vft.v1.CoordinatorService.Status:input_type -> vft.v1.StatusRequest
-	54, // 56: vft.v1.CoordinatorService.AddReplica:input_type -> vft.v1.AddReplicaRequest
-	69, // 57: vft.v1.CoordinatorService.ExpelNode:input_type -> vft.v1.ExpelNodeRequest
-	70, // 58: vft.v1.CoordinatorService.CreateToken:input_type -> vft.v1.CreateTokenRequest
-	2,  // 59: vft.v1.CoordinatorService.SubmitJob:output_type -> vft.v1.SubmitJobResponse
-	4,  // 60: vft.v1.CoordinatorService.GetJob:output_type -> vft.v1.GetJobResponse
-	6,  // 61: vft.v1.CoordinatorService.ListJobs:output_type -> vft.v1.ListJobsResponse
-	8,  // 62: vft.v1.CoordinatorService.WatchJob:output_type -> vft.v1.WatchJobResponse
-	10, // 63: vft.v1.CoordinatorService.StopJob:output_type -> vft.v1.StopJobResponse
-	12, // 64: vft.v1.CoordinatorService.RestartJob:output_type -> vft.v1.RestartJobResponse
-	14, // 65: vft.v1.CoordinatorService.FinishJob:output_type -> vft.v1.FinishJobResponse
-	16, // 66: vft.v1.CoordinatorService.RenewClient:output_type -> vft.v1.RenewClientResponse
-	18, // 67: vft.v1.CoordinatorService.TakeCheckpoint:output_type -> vft.v1.TakeCheckpointResponse
-	20, // 68: vft.v1.CoordinatorService.DeleteEpoch:output_type -> vft.v1.DeleteEpochResponse
-	22, // 69: vft.v1.CoordinatorService.PinEpoch:output_type -> vft.v1.PinEpochResponse
-	24, // 70: vft.v1.CoordinatorService.VerifyEpoch:output_type -> vft.v1.VerifyEpochResponse
-	27, // 71: vft.v1.CoordinatorService.CollectGarbage:output_type -> vft.v1.CollectGarbageResponse
-	30, // 72: vft.v1.CoordinatorService.ImportEpoch:output_type -> vft.v1.ImportEpochResponse
-	32, // 73: vft.v1.CoordinatorService.ResumeJob:output_type -> vft.v1.ResumeJobResponse
-	34, // 74: vft.v1.CoordinatorService.SuspendJob:output_type -> vft.v1.SuspendJobResponse
-	36, // 75: vft.v1.CoordinatorService.ContinueJob:output_type -> vft.v1.ContinueJobResponse
-	38, // 76: vft.v1.CoordinatorService.MigrateGuest:output_type -> vft.v1.MigrateGuestResponse
-	40, // 77: vft.v1.CoordinatorService.DrainNode:output_type -> vft.v1.DrainNodeResponse
-	57, // 78: vft.v1.CoordinatorService.PublishPort:output_type -> vft.v1.PublishPortResponse
-	43, // 79: vft.v1.CoordinatorService.ListNodes:output_type -> vft.v1.ListNodesResponse
-	45, // 80: vft.v1.CoordinatorService.ListScores:output_type -> vft.v1.ListScoresResponse
-	50, // 81: vft.v1.CoordinatorService.Heartbeat:output_type -> vft.v1.HeartbeatResponse
-	53, // 82: vft.v1.CoordinatorService.Status:output_type -> vft.v1.StatusResponse
-	55, // 83: vft.v1.CoordinatorService.AddReplica:output_type -> vft.v1.AddReplicaResponse
-	71, // 84: vft.v1.CoordinatorService.ExpelNode:output_type -> vft.v1.ExpelNodeResponse
-	72, // 85: vft.v1.CoordinatorService.CreateToken:output_type -> vft.v1.CreateTokenResponse
-	59, // [59:86] is the sub-list for method output_type
-	32, // [32:59] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	64, // 11: vft.v1.ImportEpochRequest.spec:type_name -> vft.v1.JobSpec
+	67, // 12: vft.v1.ImportEpochRequest.epoch:type_name -> vft.v1.Epoch
+	65, // 13: vft.v1.ImportEpochResponse.job:type_name -> vft.v1.Job
+	68, // 14: vft.v1.AdmitExportResponse.export:type_name -> vft.v1.Export
+	69, // 15: vft.v1.AdmitExportResponse.parts:type_name -> vft.v1.PartSource
+	68, // 16: vft.v1.AdmitImportRequest.export:type_name -> vft.v1.Export
+	65, // 17: vft.v1.ResumeJobResponse.job:type_name -> vft.v1.Job
+	65, // 18: vft.v1.SuspendJobResponse.job:type_name -> vft.v1.Job
+	65, // 19: vft.v1.ContinueJobResponse.job:type_name -> vft.v1.Job
+	70, // 20: vft.v1.MigrateGuestResponse.event:type_name -> vft.v1.Event
+	71, // 21: vft.v1.DrainNodeResponse.node:type_name -> vft.v1.Node
+	45, // 22: vft.v1.DrainNodeResponse.guests:type_name -> vft.v1.PlacedGuest
+	71, // 23: vft.v1.ListNodesResponse.nodes:type_name -> vft.v1.Node
+	63, // 24: vft.v1.ListNodesResponse.guests:type_name -> vft.v1.ListNodesResponse.GuestsEntry
+	50, // 25: vft.v1.ListScoresResponse.rules:type_name -> vft.v1.RuleStanding
+	72, // 26: vft.v1.RuleStanding.score:type_name -> vft.v1.RuleScore
+	71, // 27: vft.v1.HeartbeatRequest.node:type_name -> vft.v1.Node
+	73, // 28: vft.v1.HeartbeatRequest.guests:type_name -> vft.v1.GuestStatus
+	53, // 29: vft.v1.WantedJob.gateway:type_name -> vft.v1.GatewayPolicy
+	74, // 30: vft.v1.GatewayPolicy.ports:type_name -> vft.v1.PublishedPort
+	52, // 31: vft.v1.HeartbeatResponse.jobs:type_name -> vft.v1.WantedJob
+	56, // 32: vft.v1.StatusResponse.replicas:type_name -> vft.v1.ReplicaStatus
+	74, // 33: vft.v1.PublishPortRequest.port:type_name -> vft.v1.PublishedPort
+	65, // 34: vft.v1.PublishPortResponse.job:type_name -> vft.v1.Job
+	1,  // 35: vft.v1.CoordinatorService.SubmitJob:input_type -> vft.v1.SubmitJobRequest
+	3,  // 36: vft.v1.CoordinatorService.GetJob:input_type -> vft.v1.GetJobRequest
+	5,  // 37: vft.v1.CoordinatorService.ListJobs:input_type -> vft.v1.ListJobsRequest
+	7,  // 38: vft.v1.CoordinatorService.WatchJob:input_type -> vft.v1.WatchJobRequest
+	9,  // 39: vft.v1.CoordinatorService.StopJob:input_type -> vft.v1.StopJobRequest
+	11, // 40: vft.v1.CoordinatorService.RestartJob:input_type -> vft.v1.RestartJobRequest
+	13, // 41: vft.v1.CoordinatorService.FinishJob:input_type -> vft.v1.FinishJobRequest
+	15, // 42: vft.v1.CoordinatorService.RenewClient:input_type -> vft.v1.RenewClientRequest
+	17, // 43: vft.v1.CoordinatorService.TakeCheckpoint:input_type -> vft.v1.TakeCheckpointRequest
+	19, // 44: vft.v1.CoordinatorService.DeleteEpoch:input_type -> vft.v1.DeleteEpochRequest
+	21, // 45: vft.v1.CoordinatorService.PinEpoch:input_type -> vft.v1.PinEpochRequest
+	23, // 46: vft.v1.CoordinatorService.VerifyEpoch:input_type -> vft.v1.VerifyEpochRequest
+	26, // 47: vft.v1.CoordinatorService.CollectGarbage:input_type -> vft.v1.CollectGarbageRequest
+	29, // 48: vft.v1.CoordinatorService.ImportEpoch:input_type -> vft.v1.ImportEpochRequest
+	31, // 49: vft.v1.CoordinatorService.AdmitExport:input_type -> vft.v1.AdmitExportRequest
+	33, // 50: vft.v1.CoordinatorService.AdmitImport:input_type -> vft.v1.AdmitImportRequest
+	35, // 51: vft.v1.CoordinatorService.ResumeJob:input_type -> vft.v1.ResumeJobRequest
+	37, // 52: vft.v1.CoordinatorService.SuspendJob:input_type -> vft.v1.SuspendJobRequest
+	39, // 53: vft.v1.CoordinatorService.ContinueJob:input_type -> vft.v1.ContinueJobRequest
+	41, // 54: vft.v1.CoordinatorService.MigrateGuest:input_type -> vft.v1.MigrateGuestRequest
+	43, // 55: vft.v1.CoordinatorService.DrainNode:input_type -> vft.v1.DrainNodeRequest
+	60, // 56: vft.v1.CoordinatorService.PublishPort:input_type -> vft.v1.PublishPortRequest
+	46, // 57: vft.v1.CoordinatorService.ListNodes:input_type -> vft.v1.ListNodesRequest
+	48, // 58: vft.v1.CoordinatorService.ListScores:input_type -> vft.v1.ListScoresRequest
+	51, // 59: vft.v1.CoordinatorService.Heartbeat:input_type -> vft.v1.HeartbeatRequest
+	55, // 60: vft.v1.CoordinatorService.Status:input_type -> vft.v1.StatusRequest
+	58, // 61: vft.v1.CoordinatorService.AddReplica:input_type -> vft.v1.AddReplicaRequest
+	75, // 62: vft.v1.CoordinatorService.ExpelNode:input_type -> vft.v1.ExpelNodeRequest
+	76, // 63: vft.v1.CoordinatorService.CreateToken:input_type -> vft.v1.CreateTokenRequest
+	2,  // 64: vft.v1.CoordinatorService.SubmitJob:output_type -> vft.v1.SubmitJobResponse
+	4,  // 65: vft.v1.CoordinatorService.GetJob:output_type -> vft.v1.GetJobResponse
+	6,  // 66: vft.v1.CoordinatorService.ListJobs:output_type -> vft.v1.ListJobsResponse
+	8,  // 67: vft.v1.CoordinatorService.WatchJob:output_type -> vft.v1.WatchJobResponse
+	10, // 68: vft.v1.CoordinatorService.StopJob:output_type -> vft.v1.StopJobResponse
+	12, // 69: vft.v1.CoordinatorService.RestartJob:output_type -> vft.v1.RestartJobResponse
+	14, // 70: vft.v1.CoordinatorService.FinishJob:output_type -> vft.v1.FinishJobResponse
+	16, // 71: vft.v1.CoordinatorService.RenewClient:output_type -> vft.v1.RenewClientResponse
+	18, // 72: vft.v1.CoordinatorService.TakeCheckpoint:output_type -> vft.v1.TakeCheckpointResponse
+	20, // 73: vft.v1.CoordinatorService.DeleteEpoch:output_type -> vft.v1.DeleteEpochResponse
+	22, // 74: vft.v1.CoordinatorService.PinEpoch:output_type -> vft.v1.PinEpochResponse
+	24, // 75: vft.v1.CoordinatorService.VerifyEpoch:output_type -> vft.v1.VerifyEpochResponse
+	27, // 76: vft.v1.CoordinatorService.CollectGarbage:output_type -> vft.v1.CollectGarbageResponse
+	30, // 77: vft.v1.CoordinatorService.ImportEpoch:output_type -> vft.v1.ImportEpochResponse
+	32, // 78: vft.v1.CoordinatorService.AdmitExport:output_type -> vft.v1.AdmitExportResponse
+	34, // 79: vft.v1.CoordinatorService.AdmitImport:output_type -> vft.v1.AdmitImportResponse
+	36, // 80: vft.v1.CoordinatorService.ResumeJob:output_type -> vft.v1.ResumeJobResponse
+	38, // 81: vft.v1.CoordinatorService.SuspendJob:output_type -> vft.v1.SuspendJobResponse
+	40, // 82: vft.v1.CoordinatorService.ContinueJob:output_type -> vft.v1.ContinueJobResponse
+	42, // 83: vft.v1.CoordinatorService.MigrateGuest:output_type -> vft.v1.MigrateGuestResponse
+	44, // 84: vft.v1.CoordinatorService.DrainNode:output_type -> vft.v1.DrainNodeResponse
+	61, // 85: vft.v1.CoordinatorService.PublishPort:output_type -> vft.v1.PublishPortResponse
+	47, // 86: vft.v1.CoordinatorService.ListNodes:output_type -> vft.v1.ListNodesResponse
+	49, // 87: vft.v1.CoordinatorService.ListScores:output_type -> vft.v1.ListScoresResponse
+	54, // 88: vft.v1.CoordinatorService.Heartbeat:output_type -> vft.v1.HeartbeatResponse
+	57, // 89: vft.v1.CoordinatorService.Status:output_type -> vft.v1.StatusResponse
+	59, // 90: vft.v1.CoordinatorService.AddReplica:output_type -> vft.v1.AddReplicaResponse
+	77, // 91: vft.v1.CoordinatorService.ExpelNode:output_type -> vft.v1.ExpelNodeResponse
+	78, // 92: vft.v1.CoordinatorService.CreateToken:output_type -> vft.v1.CreateTokenResponse
+	64, // [64:93] is the sub-list for method output_type
+	35, // [35:64] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_vft_v1_coordinator_proto_init() }
@@ -3461,6 +3714,7 @@ func file_vft_v1_coordinator_proto_init() {
 		return
 	}
 	file_vft_v1_enrol_proto_init()
+	file_vft_v1_sidecar_proto_init()
 	file_vft_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3468,7 +3722,7 @@ func file_vft_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_coordinator_proto_rawDesc), len(file_vft_v1_coordinator_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

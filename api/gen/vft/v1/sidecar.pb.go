@@ -2537,6 +2537,7 @@ type VerifyPartResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`       // read
 	Repaired      int64                  `protobuf:"varint,2,opt,name=repaired,proto3" json:"repaired,omitempty"` // bytes that were taken from elsewhere
+	Took          int64                  `protobuf:"varint,3,opt,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2581,6 +2582,13 @@ func (x *VerifyPartResponse) GetBytes() int64 {
 func (x *VerifyPartResponse) GetRepaired() int64 {
 	if x != nil {
 		return x.Repaired
+	}
+	return 0
+}
+
+func (x *VerifyPartResponse) GetTook() int64 {
+	if x != nil {
+		return x.Took
 	}
 	return 0
 }
@@ -3962,6 +3970,198 @@ func (x *GetObjectsResponse) GetStored() []byte {
 	return nil
 }
 
+type ExportEpochRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportEpochRequest) Reset() {
+	*x = ExportEpochRequest{}
+	mi := &file_vft_v1_sidecar_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportEpochRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportEpochRequest) ProtoMessage() {}
+
+func (x *ExportEpochRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_sidecar_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportEpochRequest.ProtoReflect.Descriptor instead.
+func (*ExportEpochRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ExportEpochRequest) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *ExportEpochRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type ExportEpochResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // of the file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportEpochResponse) Reset() {
+	*x = ExportEpochResponse{}
+	mi := &file_vft_v1_sidecar_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportEpochResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportEpochResponse) ProtoMessage() {}
+
+func (x *ExportEpochResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_sidecar_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportEpochResponse.ProtoReflect.Descriptor instead.
+func (*ExportEpochResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ExportEpochResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type ImportFileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // of the file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportFileRequest) Reset() {
+	*x = ImportFileRequest{}
+	mi := &file_vft_v1_sidecar_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportFileRequest) ProtoMessage() {}
+
+func (x *ImportFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_sidecar_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportFileRequest.ProtoReflect.Descriptor instead.
+func (*ImportFileRequest) Descriptor() ([]byte, []int) {
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ImportFileRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type ImportFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Export        *Export                `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"` // what the leader is to be told with ImportEpoch
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportFileResponse) Reset() {
+	*x = ImportFileResponse{}
+	mi := &file_vft_v1_sidecar_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportFileResponse) ProtoMessage() {}
+
+func (x *ImportFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_sidecar_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportFileResponse.ProtoReflect.Descriptor instead.
+func (*ImportFileResponse) Descriptor() ([]byte, []int) {
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ImportFileResponse) GetExport() *Export {
+	if x != nil {
+		return x.Export
+	}
+	return nil
+}
+
+func (x *ImportFileResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type StoreUsageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3970,7 +4170,7 @@ type StoreUsageRequest struct {
 
 func (x *StoreUsageRequest) Reset() {
 	*x = StoreUsageRequest{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[69]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4182,7 @@ func (x *StoreUsageRequest) String() string {
 func (*StoreUsageRequest) ProtoMessage() {}
 
 func (x *StoreUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[69]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4195,7 @@ func (x *StoreUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreUsageRequest.ProtoReflect.Descriptor instead.
 func (*StoreUsageRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{69}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{73}
 }
 
 type StoreUsageResponse struct {
@@ -4016,7 +4216,7 @@ type StoreUsageResponse struct {
 
 func (x *StoreUsageResponse) Reset() {
 	*x = StoreUsageResponse{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[70]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4228,7 @@ func (x *StoreUsageResponse) String() string {
 func (*StoreUsageResponse) ProtoMessage() {}
 
 func (x *StoreUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[70]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4241,7 @@ func (x *StoreUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreUsageResponse.ProtoReflect.Descriptor instead.
 func (*StoreUsageResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{70}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StoreUsageResponse) GetParts() int64 {
@@ -4127,7 +4327,7 @@ type JobUsage struct {
 
 func (x *JobUsage) Reset() {
 	*x = JobUsage{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[71]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4339,7 @@ func (x *JobUsage) String() string {
 func (*JobUsage) ProtoMessage() {}
 
 func (x *JobUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[71]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4352,7 @@ func (x *JobUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
 func (*JobUsage) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{71}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *JobUsage) GetJob() string {
@@ -4191,7 +4391,7 @@ type NodeInfoRequest struct {
 
 func (x *NodeInfoRequest) Reset() {
 	*x = NodeInfoRequest{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[72]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4203,7 +4403,7 @@ func (x *NodeInfoRequest) String() string {
 func (*NodeInfoRequest) ProtoMessage() {}
 
 func (x *NodeInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[72]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4216,7 +4416,7 @@ func (x *NodeInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfoRequest.ProtoReflect.Descriptor instead.
 func (*NodeInfoRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{72}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{76}
 }
 
 type NodeInfoResponse struct {
@@ -4229,7 +4429,7 @@ type NodeInfoResponse struct {
 
 func (x *NodeInfoResponse) Reset() {
 	*x = NodeInfoResponse{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[73]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4441,7 @@ func (x *NodeInfoResponse) String() string {
 func (*NodeInfoResponse) ProtoMessage() {}
 
 func (x *NodeInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[73]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4454,7 @@ func (x *NodeInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfoResponse.ProtoReflect.Descriptor instead.
 func (*NodeInfoResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{73}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *NodeInfoResponse) GetNode() *Node {
@@ -4281,7 +4481,7 @@ type ShowNetworkRequest struct {
 
 func (x *ShowNetworkRequest) Reset() {
 	*x = ShowNetworkRequest{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[74]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4293,7 +4493,7 @@ func (x *ShowNetworkRequest) String() string {
 func (*ShowNetworkRequest) ProtoMessage() {}
 
 func (x *ShowNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[74]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4306,7 +4506,7 @@ func (x *ShowNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowNetworkRequest.ProtoReflect.Descriptor instead.
 func (*ShowNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{74}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ShowNetworkRequest) GetJob() string {
@@ -4339,7 +4539,7 @@ type ShowNetworkResponse struct {
 
 func (x *ShowNetworkResponse) Reset() {
 	*x = ShowNetworkResponse{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[75]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4551,7 @@ func (x *ShowNetworkResponse) String() string {
 func (*ShowNetworkResponse) ProtoMessage() {}
 
 func (x *ShowNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[75]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4564,7 @@ func (x *ShowNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowNetworkResponse.ProtoReflect.Descriptor instead.
 func (*ShowNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{75}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ShowNetworkResponse) GetNode() string {
@@ -4443,7 +4643,7 @@ type NetworkPort struct {
 
 func (x *NetworkPort) Reset() {
 	*x = NetworkPort{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[76]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4455,7 +4655,7 @@ func (x *NetworkPort) String() string {
 func (*NetworkPort) ProtoMessage() {}
 
 func (x *NetworkPort) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[76]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4468,7 +4668,7 @@ func (x *NetworkPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPort.ProtoReflect.Descriptor instead.
 func (*NetworkPort) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{76}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *NetworkPort) GetGuest() uint32 {
@@ -4557,7 +4757,7 @@ type NetworkGateway struct {
 
 func (x *NetworkGateway) Reset() {
 	*x = NetworkGateway{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[77]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4569,7 +4769,7 @@ func (x *NetworkGateway) String() string {
 func (*NetworkGateway) ProtoMessage() {}
 
 func (x *NetworkGateway) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[77]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4582,7 +4782,7 @@ func (x *NetworkGateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkGateway.ProtoReflect.Descriptor instead.
 func (*NetworkGateway) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{77}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *NetworkGateway) GetPorts() []*GatewayPort {
@@ -4639,7 +4839,7 @@ type GatewayPort struct {
 
 func (x *GatewayPort) Reset() {
 	*x = GatewayPort{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[78]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4651,7 +4851,7 @@ func (x *GatewayPort) String() string {
 func (*GatewayPort) ProtoMessage() {}
 
 func (x *GatewayPort) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[78]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4664,7 +4864,7 @@ func (x *GatewayPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPort.ProtoReflect.Descriptor instead.
 func (*GatewayPort) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{78}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GatewayPort) GetPort() *PublishedPort {
@@ -4716,7 +4916,7 @@ type NetworkLink struct {
 
 func (x *NetworkLink) Reset() {
 	*x = NetworkLink{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[79]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4728,7 +4928,7 @@ func (x *NetworkLink) String() string {
 func (*NetworkLink) ProtoMessage() {}
 
 func (x *NetworkLink) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[79]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4741,7 +4941,7 @@ func (x *NetworkLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkLink.ProtoReflect.Descriptor instead.
 func (*NetworkLink) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{79}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *NetworkLink) GetPeer() string {
@@ -4839,7 +5039,7 @@ type TapNetworkRequest struct {
 
 func (x *TapNetworkRequest) Reset() {
 	*x = TapNetworkRequest{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[80]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +5051,7 @@ func (x *TapNetworkRequest) String() string {
 func (*TapNetworkRequest) ProtoMessage() {}
 
 func (x *TapNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[80]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +5064,7 @@ func (x *TapNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TapNetworkRequest.ProtoReflect.Descriptor instead.
 func (*TapNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{80}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *TapNetworkRequest) GetJob() string {
@@ -4898,7 +5098,7 @@ type TapNetworkResponse struct {
 
 func (x *TapNetworkResponse) Reset() {
 	*x = TapNetworkResponse{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[81]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4910,7 +5110,7 @@ func (x *TapNetworkResponse) String() string {
 func (*TapNetworkResponse) ProtoMessage() {}
 
 func (x *TapNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[81]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4923,7 +5123,7 @@ func (x *TapNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TapNetworkResponse.ProtoReflect.Descriptor instead.
 func (*TapNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{81}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *TapNetworkResponse) GetFrames() []*TapFrame {
@@ -4952,7 +5152,7 @@ type TapFrame struct {
 
 func (x *TapFrame) Reset() {
 	*x = TapFrame{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[82]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4964,7 +5164,7 @@ func (x *TapFrame) String() string {
 func (*TapFrame) ProtoMessage() {}
 
 func (x *TapFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[82]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4977,7 +5177,7 @@ func (x *TapFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TapFrame.ProtoReflect.Descriptor instead.
 func (*TapFrame) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{82}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *TapFrame) GetGuest() uint32 {
@@ -5019,7 +5219,7 @@ type TapDrops struct {
 
 func (x *TapDrops) Reset() {
 	*x = TapDrops{}
-	mi := &file_vft_v1_sidecar_proto_msgTypes[83]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5031,7 +5231,7 @@ func (x *TapDrops) String() string {
 func (*TapDrops) ProtoMessage() {}
 
 func (x *TapDrops) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_sidecar_proto_msgTypes[83]
+	mi := &file_vft_v1_sidecar_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5044,7 +5244,7 @@ func (x *TapDrops) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TapDrops.ProtoReflect.Descriptor instead.
 func (*TapDrops) Descriptor() ([]byte, []int) {
-	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{83}
+	return file_vft_v1_sidecar_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *TapDrops) GetGuest() uint32 {
@@ -5214,10 +5414,11 @@ const file_vft_v1_sidecar_proto_rawDesc = "" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12&\n" +
 	"\x04part\x18\x02 \x01(\v2\x12.vft.v1.PartSourceR\x04part\x12\x14\n" +
 	"\x05level\x18\x03 \x01(\tR\x05level\x12#\n" +
-	"\x04boot\x18\x04 \x01(\v2\x0f.vft.v1.JobSpecR\x04boot\"F\n" +
+	"\x04boot\x18\x04 \x01(\v2\x0f.vft.v1.JobSpecR\x04boot\"Z\n" +
 	"\x12VerifyPartResponse\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x1a\n" +
-	"\brepaired\x18\x02 \x01(\x03R\brepaired\"+\n" +
+	"\brepaired\x18\x02 \x01(\x03R\brepaired\x12\x12\n" +
+	"\x04took\x18\x03 \x01(\x03R\x04took\"+\n" +
 	"\x13CollectStoreRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\",\n" +
 	"\x14CollectStoreResponse\x12\x14\n" +
@@ -5305,7 +5506,17 @@ const file_vft_v1_sidecar_proto_rawDesc = "" +
 	"\n" +
 	"compressed\x18\x04 \x01(\bR\n" +
 	"compressed\x12\x16\n" +
-	"\x06stored\x18\x05 \x01(\fR\x06stored\"\x13\n" +
+	"\x06stored\x18\x05 \x01(\fR\x06stored\"<\n" +
+	"\x12ExportEpochRequest\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\")\n" +
+	"\x13ExportEpochResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"'\n" +
+	"\x11ImportFileRequest\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"P\n" +
+	"\x12ImportFileResponse\x12&\n" +
+	"\x06export\x18\x01 \x01(\v2\x0e.vft.v1.ExportR\x06export\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"\x13\n" +
 	"\x11StoreUsageRequest\"\x9d\x02\n" +
 	"\x12StoreUsageResponse\x12\x14\n" +
 	"\x05parts\x18\x01 \x01(\x03R\x05parts\x12\x14\n" +
@@ -5413,7 +5624,7 @@ const file_vft_v1_sidecar_proto_rawDesc = "" +
 	"\x15NETWORK_STATE_FLOWING\x10\x01\x12\x16\n" +
 	"\x12NETWORK_STATE_HELD\x10\x02\x12\x19\n" +
 	"\x15NETWORK_STATE_LOADING\x10\x03\x12\x1b\n" +
-	"\x17NETWORK_STATE_SUSPENDED\x10\x042\xc6\x11\n" +
+	"\x17NETWORK_STATE_SUSPENDED\x10\x042\xd7\x12\n" +
 	"\x0eSidecarService\x12C\n" +
 	"\n" +
 	"BootGuests\x12\x19.vft.v1.BootGuestsRequest\x1a\x1a.vft.v1.BootGuestsResponse\x12I\n" +
@@ -5452,7 +5663,10 @@ const file_vft_v1_sidecar_proto_rawDesc = "" +
 	"\n" +
 	"GetObjects\x12\x19.vft.v1.GetObjectsRequest\x1a\x1a.vft.v1.GetObjectsResponse0\x01\x12C\n" +
 	"\n" +
-	"StoreUsage\x12\x19.vft.v1.StoreUsageRequest\x1a\x1a.vft.v1.StoreUsageResponse\x12=\n" +
+	"StoreUsage\x12\x19.vft.v1.StoreUsageRequest\x1a\x1a.vft.v1.StoreUsageResponse\x12H\n" +
+	"\vExportEpoch\x12\x1a.vft.v1.ExportEpochRequest\x1a\x1b.vft.v1.ExportEpochResponse0\x01\x12E\n" +
+	"\n" +
+	"ImportFile\x12\x19.vft.v1.ImportFileRequest\x1a\x1a.vft.v1.ImportFileResponse(\x01\x12=\n" +
 	"\bNodeInfo\x12\x17.vft.v1.NodeInfoRequest\x1a\x18.vft.v1.NodeInfoResponse\x12F\n" +
 	"\vShowNetwork\x12\x1a.vft.v1.ShowNetworkRequest\x1a\x1b.vft.v1.ShowNetworkResponse\x12E\n" +
 	"\n" +
@@ -5471,7 +5685,7 @@ func file_vft_v1_sidecar_proto_rawDescGZIP() []byte {
 }
 
 var file_vft_v1_sidecar_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_vft_v1_sidecar_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
+var file_vft_v1_sidecar_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
 var file_vft_v1_sidecar_proto_goTypes = []any{
 	(StreamKind)(0),                // 0: vft.v1.StreamKind
 	(NetworkState)(0),              // 1: vft.v1.NetworkState
@@ -5544,63 +5758,68 @@ var file_vft_v1_sidecar_proto_goTypes = []any{
 	(*GetManifestResponse)(nil),    // 68: vft.v1.GetManifestResponse
 	(*GetObjectsRequest)(nil),      // 69: vft.v1.GetObjectsRequest
 	(*GetObjectsResponse)(nil),     // 70: vft.v1.GetObjectsResponse
-	(*StoreUsageRequest)(nil),      // 71: vft.v1.StoreUsageRequest
-	(*StoreUsageResponse)(nil),     // 72: vft.v1.StoreUsageResponse
-	(*JobUsage)(nil),               // 73: vft.v1.JobUsage
-	(*NodeInfoRequest)(nil),        // 74: vft.v1.NodeInfoRequest
-	(*NodeInfoResponse)(nil),       // 75: vft.v1.NodeInfoResponse
-	(*ShowNetworkRequest)(nil),     // 76: vft.v1.ShowNetworkRequest
-	(*ShowNetworkResponse)(nil),    // 77: vft.v1.ShowNetworkResponse
-	(*NetworkPort)(nil),            // 78: vft.v1.NetworkPort
-	(*NetworkGateway)(nil),         // 79: vft.v1.NetworkGateway
-	(*GatewayPort)(nil),            // 80: vft.v1.GatewayPort
-	(*NetworkLink)(nil),            // 81: vft.v1.NetworkLink
-	(*TapNetworkRequest)(nil),      // 82: vft.v1.TapNetworkRequest
-	(*TapNetworkResponse)(nil),     // 83: vft.v1.TapNetworkResponse
-	(*TapFrame)(nil),               // 84: vft.v1.TapFrame
-	(*TapDrops)(nil),               // 85: vft.v1.TapDrops
-	nil,                            // 86: vft.v1.NetworkPort.DroppedEntry
-	nil,                            // 87: vft.v1.NetworkLink.DroppedEntry
-	(*JobSpec)(nil),                // 88: vft.v1.JobSpec
-	(*Blob)(nil),                   // 89: vft.v1.Blob
-	(Engine)(0),                    // 90: vft.v1.Engine
-	(*PairCount)(nil),              // 91: vft.v1.PairCount
-	(*Part)(nil),                   // 92: vft.v1.Part
-	(*Node)(nil),                   // 93: vft.v1.Node
-	(*GuestStatus)(nil),            // 94: vft.v1.GuestStatus
-	(*PublishedPort)(nil),          // 95: vft.v1.PublishedPort
+	(*ExportEpochRequest)(nil),     // 71: vft.v1.ExportEpochRequest
+	(*ExportEpochResponse)(nil),    // 72: vft.v1.ExportEpochResponse
+	(*ImportFileRequest)(nil),      // 73: vft.v1.ImportFileRequest
+	(*ImportFileResponse)(nil),     // 74: vft.v1.ImportFileResponse
+	(*StoreUsageRequest)(nil),      // 75: vft.v1.StoreUsageRequest
+	(*StoreUsageResponse)(nil),     // 76: vft.v1.StoreUsageResponse
+	(*JobUsage)(nil),               // 77: vft.v1.JobUsage
+	(*NodeInfoRequest)(nil),        // 78: vft.v1.NodeInfoRequest
+	(*NodeInfoResponse)(nil),       // 79: vft.v1.NodeInfoResponse
+	(*ShowNetworkRequest)(nil),     // 80: vft.v1.ShowNetworkRequest
+	(*ShowNetworkResponse)(nil),    // 81: vft.v1.ShowNetworkResponse
+	(*NetworkPort)(nil),            // 82: vft.v1.NetworkPort
+	(*NetworkGateway)(nil),         // 83: vft.v1.NetworkGateway
+	(*GatewayPort)(nil),            // 84: vft.v1.GatewayPort
+	(*NetworkLink)(nil),            // 85: vft.v1.NetworkLink
+	(*TapNetworkRequest)(nil),      // 86: vft.v1.TapNetworkRequest
+	(*TapNetworkResponse)(nil),     // 87: vft.v1.TapNetworkResponse
+	(*TapFrame)(nil),               // 88: vft.v1.TapFrame
+	(*TapDrops)(nil),               // 89: vft.v1.TapDrops
+	nil,                            // 90: vft.v1.NetworkPort.DroppedEntry
+	nil,                            // 91: vft.v1.NetworkLink.DroppedEntry
+	(*JobSpec)(nil),                // 92: vft.v1.JobSpec
+	(*Blob)(nil),                   // 93: vft.v1.Blob
+	(Engine)(0),                    // 94: vft.v1.Engine
+	(*PairCount)(nil),              // 95: vft.v1.PairCount
+	(*Part)(nil),                   // 96: vft.v1.Part
+	(*Export)(nil),                 // 97: vft.v1.Export
+	(*Node)(nil),                   // 98: vft.v1.Node
+	(*GuestStatus)(nil),            // 99: vft.v1.GuestStatus
+	(*PublishedPort)(nil),          // 100: vft.v1.PublishedPort
 }
 var file_vft_v1_sidecar_proto_depIdxs = []int32{
 	2,   // 0: vft.v1.BootGuestsRequest.context:type_name -> vft.v1.Context
-	88,  // 1: vft.v1.BootGuestsRequest.spec:type_name -> vft.v1.JobSpec
+	92,  // 1: vft.v1.BootGuestsRequest.spec:type_name -> vft.v1.JobSpec
 	3,   // 2: vft.v1.BootGuestsRequest.members:type_name -> vft.v1.Member
 	2,   // 3: vft.v1.StartProgramRequest.context:type_name -> vft.v1.Context
-	88,  // 4: vft.v1.StartProgramRequest.spec:type_name -> vft.v1.JobSpec
+	92,  // 4: vft.v1.StartProgramRequest.spec:type_name -> vft.v1.JobSpec
 	3,   // 5: vft.v1.PartSource.nodes:type_name -> vft.v1.Member
 	9,   // 6: vft.v1.PartSource.levels:type_name -> vft.v1.LevelSource
 	3,   // 7: vft.v1.LevelSource.nodes:type_name -> vft.v1.Member
 	2,   // 8: vft.v1.RestoreGuestsRequest.context:type_name -> vft.v1.Context
-	88,  // 9: vft.v1.RestoreGuestsRequest.spec:type_name -> vft.v1.JobSpec
+	92,  // 9: vft.v1.RestoreGuestsRequest.spec:type_name -> vft.v1.JobSpec
 	3,   // 10: vft.v1.RestoreGuestsRequest.members:type_name -> vft.v1.Member
 	8,   // 11: vft.v1.RestoreGuestsRequest.parts:type_name -> vft.v1.PartSource
 	2,   // 12: vft.v1.ContinueGuestsRequest.context:type_name -> vft.v1.Context
 	2,   // 13: vft.v1.KillGuestsRequest.context:type_name -> vft.v1.Context
-	89,  // 14: vft.v1.KillGuestsRequest.stage:type_name -> vft.v1.Blob
+	93,  // 14: vft.v1.KillGuestsRequest.stage:type_name -> vft.v1.Blob
 	2,   // 15: vft.v1.PrepareRequest.context:type_name -> vft.v1.Context
-	90,  // 16: vft.v1.PrepareRequest.engine:type_name -> vft.v1.Engine
+	94,  // 16: vft.v1.PrepareRequest.engine:type_name -> vft.v1.Engine
 	2,   // 17: vft.v1.HoldRequest.context:type_name -> vft.v1.Context
-	91,  // 18: vft.v1.HoldResponse.pairs:type_name -> vft.v1.PairCount
+	95,  // 18: vft.v1.HoldResponse.pairs:type_name -> vft.v1.PairCount
 	2,   // 19: vft.v1.CutRequest.context:type_name -> vft.v1.Context
-	92,  // 20: vft.v1.CutResponse.parts:type_name -> vft.v1.Part
+	96,  // 20: vft.v1.CutResponse.parts:type_name -> vft.v1.Part
 	2,   // 21: vft.v1.ReleaseRequest.context:type_name -> vft.v1.Context
 	2,   // 22: vft.v1.WaitPartsRequest.context:type_name -> vft.v1.Context
-	92,  // 23: vft.v1.WaitPartsResponse.parts:type_name -> vft.v1.Part
+	96,  // 23: vft.v1.WaitPartsResponse.parts:type_name -> vft.v1.Part
 	2,   // 24: vft.v1.AbortEpochRequest.context:type_name -> vft.v1.Context
 	3,   // 25: vft.v1.MoveOrder.from:type_name -> vft.v1.Member
 	3,   // 26: vft.v1.MoveOrder.to:type_name -> vft.v1.Member
 	2,   // 27: vft.v1.PrepareMoveRequest.context:type_name -> vft.v1.Context
 	28,  // 28: vft.v1.PrepareMoveRequest.move:type_name -> vft.v1.MoveOrder
-	88,  // 29: vft.v1.PrepareMoveRequest.spec:type_name -> vft.v1.JobSpec
+	92,  // 29: vft.v1.PrepareMoveRequest.spec:type_name -> vft.v1.JobSpec
 	3,   // 30: vft.v1.PrepareMoveRequest.members:type_name -> vft.v1.Member
 	2,   // 31: vft.v1.CutMoveRequest.context:type_name -> vft.v1.Context
 	28,  // 32: vft.v1.CutMoveRequest.move:type_name -> vft.v1.MoveOrder
@@ -5615,7 +5834,7 @@ var file_vft_v1_sidecar_proto_depIdxs = []int32{
 	8,   // 41: vft.v1.SecurePartRequest.part:type_name -> vft.v1.PartSource
 	3,   // 42: vft.v1.SecurePartRequest.targets:type_name -> vft.v1.Member
 	8,   // 43: vft.v1.VerifyPartRequest.part:type_name -> vft.v1.PartSource
-	88,  // 44: vft.v1.VerifyPartRequest.boot:type_name -> vft.v1.JobSpec
+	92,  // 44: vft.v1.VerifyPartRequest.boot:type_name -> vft.v1.JobSpec
 	51,  // 45: vft.v1.ListPartsResponse.parts:type_name -> vft.v1.HeldPart
 	51,  // 46: vft.v1.ListPartsResponse.shards:type_name -> vft.v1.HeldPart
 	53,  // 47: vft.v1.AttachRequest.ack:type_name -> vft.v1.AttachAck
@@ -5624,92 +5843,97 @@ var file_vft_v1_sidecar_proto_depIdxs = []int32{
 	57,  // 50: vft.v1.AttachResponse.want:type_name -> vft.v1.AttachWant
 	58,  // 51: vft.v1.AttachResponse.exit:type_name -> vft.v1.AttachExit
 	0,   // 52: vft.v1.AttachOutput.stream:type_name -> vft.v1.StreamKind
-	89,  // 53: vft.v1.PutBlobRequest.blob:type_name -> vft.v1.Blob
-	89,  // 54: vft.v1.GetBlobRequest.blob:type_name -> vft.v1.Blob
-	73,  // 55: vft.v1.StoreUsageResponse.jobs:type_name -> vft.v1.JobUsage
-	93,  // 56: vft.v1.NodeInfoResponse.node:type_name -> vft.v1.Node
-	94,  // 57: vft.v1.NodeInfoResponse.guests:type_name -> vft.v1.GuestStatus
-	1,   // 58: vft.v1.ShowNetworkResponse.state:type_name -> vft.v1.NetworkState
-	78,  // 59: vft.v1.ShowNetworkResponse.ports:type_name -> vft.v1.NetworkPort
-	81,  // 60: vft.v1.ShowNetworkResponse.links:type_name -> vft.v1.NetworkLink
-	79,  // 61: vft.v1.ShowNetworkResponse.gateway:type_name -> vft.v1.NetworkGateway
-	86,  // 62: vft.v1.NetworkPort.dropped:type_name -> vft.v1.NetworkPort.DroppedEntry
-	80,  // 63: vft.v1.NetworkGateway.ports:type_name -> vft.v1.GatewayPort
-	95,  // 64: vft.v1.GatewayPort.port:type_name -> vft.v1.PublishedPort
-	87,  // 65: vft.v1.NetworkLink.dropped:type_name -> vft.v1.NetworkLink.DroppedEntry
-	84,  // 66: vft.v1.TapNetworkResponse.frames:type_name -> vft.v1.TapFrame
-	85,  // 67: vft.v1.TapNetworkResponse.dropped:type_name -> vft.v1.TapDrops
-	4,   // 68: vft.v1.SidecarService.BootGuests:input_type -> vft.v1.BootGuestsRequest
-	6,   // 69: vft.v1.SidecarService.StartProgram:input_type -> vft.v1.StartProgramRequest
-	10,  // 70: vft.v1.SidecarService.RestoreGuests:input_type -> vft.v1.RestoreGuestsRequest
-	12,  // 71: vft.v1.SidecarService.ContinueGuests:input_type -> vft.v1.ContinueGuestsRequest
-	14,  // 72: vft.v1.SidecarService.KillGuests:input_type -> vft.v1.KillGuestsRequest
-	16,  // 73: vft.v1.SidecarService.Prepare:input_type -> vft.v1.PrepareRequest
-	18,  // 74: vft.v1.SidecarService.Hold:input_type -> vft.v1.HoldRequest
-	20,  // 75: vft.v1.SidecarService.Cut:input_type -> vft.v1.CutRequest
-	22,  // 76: vft.v1.SidecarService.Release:input_type -> vft.v1.ReleaseRequest
-	24,  // 77: vft.v1.SidecarService.WaitParts:input_type -> vft.v1.WaitPartsRequest
-	26,  // 78: vft.v1.SidecarService.AbortEpoch:input_type -> vft.v1.AbortEpochRequest
-	39,  // 79: vft.v1.SidecarService.DeleteParts:input_type -> vft.v1.DeletePartsRequest
-	29,  // 80: vft.v1.SidecarService.PrepareMove:input_type -> vft.v1.PrepareMoveRequest
-	31,  // 81: vft.v1.SidecarService.CutMove:input_type -> vft.v1.CutMoveRequest
-	33,  // 82: vft.v1.SidecarService.FinishMove:input_type -> vft.v1.FinishMoveRequest
-	35,  // 83: vft.v1.SidecarService.AbortMove:input_type -> vft.v1.AbortMoveRequest
-	37,  // 84: vft.v1.SidecarService.SendGuest:input_type -> vft.v1.SendGuestRequest
-	41,  // 85: vft.v1.SidecarService.SecurePart:input_type -> vft.v1.SecurePartRequest
-	49,  // 86: vft.v1.SidecarService.ListParts:input_type -> vft.v1.ListPartsRequest
-	43,  // 87: vft.v1.SidecarService.RemoveEpochs:input_type -> vft.v1.RemoveEpochsRequest
-	45,  // 88: vft.v1.SidecarService.VerifyPart:input_type -> vft.v1.VerifyPartRequest
-	47,  // 89: vft.v1.SidecarService.CollectStore:input_type -> vft.v1.CollectStoreRequest
-	52,  // 90: vft.v1.SidecarService.Attach:input_type -> vft.v1.AttachRequest
-	59,  // 91: vft.v1.SidecarService.SignalProgram:input_type -> vft.v1.SignalProgramRequest
-	61,  // 92: vft.v1.SidecarService.Collect:input_type -> vft.v1.CollectRequest
-	63,  // 93: vft.v1.SidecarService.PutBlob:input_type -> vft.v1.PutBlobRequest
-	65,  // 94: vft.v1.SidecarService.GetBlob:input_type -> vft.v1.GetBlobRequest
-	67,  // 95: vft.v1.SidecarService.GetManifest:input_type -> vft.v1.GetManifestRequest
-	69,  // 96: vft.v1.SidecarService.GetObjects:input_type -> vft.v1.GetObjectsRequest
-	71,  // 97: vft.v1.SidecarService.StoreUsage:input_type -> vft.v1.StoreUsageRequest
-	74,  // 98: vft.v1.SidecarService.NodeInfo:input_type -> vft.v1.NodeInfoRequest
-	76,  // 99: vft.v1.SidecarService.ShowNetwork:input_type -> vft.v1.ShowNetworkRequest
-	82,  // 100: vft.v1.SidecarService.TapNetwork:input_type -> vft.v1.TapNetworkRequest
-	5,   // 101: vft.v1.SidecarService.BootGuests:output_type -> vft.v1.BootGuestsResponse
-	7,   // 102: vft.v1.SidecarService.StartProgram:output_type -> vft.v1.StartProgramResponse
-	11,  // 103: vft.v1.SidecarService.RestoreGuests:output_type -> vft.v1.RestoreGuestsResponse
-	13,  // 104: vft.v1.SidecarService.ContinueGuests:output_type -> vft.v1.ContinueGuestsResponse
-	15,  // 105: vft.v1.SidecarService.KillGuests:output_type -> vft.v1.KillGuestsResponse
-	17,  // 106: vft.v1.SidecarService.Prepare:output_type -> vft.v1.PrepareResponse
-	19,  // 107: vft.v1.SidecarService.Hold:output_type -> vft.v1.HoldResponse
-	21,  // 108: vft.v1.SidecarService.Cut:output_type -> vft.v1.CutResponse
-	23,  // 109: vft.v1.SidecarService.Release:output_type -> vft.v1.ReleaseResponse
-	25,  // 110: vft.v1.SidecarService.WaitParts:output_type -> vft.v1.WaitPartsResponse
-	27,  // 111: vft.v1.SidecarService.AbortEpoch:output_type -> vft.v1.AbortEpochResponse
-	40,  // 112: vft.v1.SidecarService.DeleteParts:output_type -> vft.v1.DeletePartsResponse
-	30,  // 113: vft.v1.SidecarService.PrepareMove:output_type -> vft.v1.PrepareMoveResponse
-	32,  // 114: vft.v1.SidecarService.CutMove:output_type -> vft.v1.CutMoveResponse
-	34,  // 115: vft.v1.SidecarService.FinishMove:output_type -> vft.v1.FinishMoveResponse
-	36,  // 116: vft.v1.SidecarService.AbortMove:output_type -> vft.v1.AbortMoveResponse
-	38,  // 117: vft.v1.SidecarService.SendGuest:output_type -> vft.v1.SendGuestResponse
-	42,  // 118: vft.v1.SidecarService.SecurePart:output_type -> vft.v1.SecurePartResponse
-	50,  // 119: vft.v1.SidecarService.ListParts:output_type -> vft.v1.ListPartsResponse
-	44,  // 120: vft.v1.SidecarService.RemoveEpochs:output_type -> vft.v1.RemoveEpochsResponse
-	46,  // 121: vft.v1.SidecarService.VerifyPart:output_type -> vft.v1.VerifyPartResponse
-	48,  // 122: vft.v1.SidecarService.CollectStore:output_type -> vft.v1.CollectStoreResponse
-	55,  // 123: vft.v1.SidecarService.Attach:output_type -> vft.v1.AttachResponse
-	60,  // 124: vft.v1.SidecarService.SignalProgram:output_type -> vft.v1.SignalProgramResponse
-	62,  // 125: vft.v1.SidecarService.Collect:output_type -> vft.v1.CollectResponse
-	64,  // 126: vft.v1.SidecarService.PutBlob:output_type -> vft.v1.PutBlobResponse
-	66,  // 127: vft.v1.SidecarService.GetBlob:output_type -> vft.v1.GetBlobResponse
-	68,  // 128: vft.v1.SidecarService.GetManifest:output_type -> vft.v1.GetManifestResponse
-	70,  // 129: vft.v1.SidecarService.GetObjects:output_type -> vft.v1.GetObjectsResponse
-	72,  // 130: vft.v1.SidecarService.StoreUsage:output_type -> vft.v1.StoreUsageResponse
-	75,  // 131: vft.v1.SidecarService.NodeInfo:output_type -> vft.v1.NodeInfoResponse
-	77,  // 132: vft.v1.SidecarService.ShowNetwork:output_type -> vft.v1.ShowNetworkResponse
-	83,  // 133: vft.v1.SidecarService.TapNetwork:output_type -> vft.v1.TapNetworkResponse
-	101, // [101:134] is the sub-list for method output_type
-	68,  // [68:101] is the sub-list for method input_type
-	68,  // [68:68] is the sub-list for extension type_name
-	68,  // [68:68] is the sub-list for extension extendee
-	0,   // [0:68] is the sub-list for field type_name
+	93,  // 53: vft.v1.PutBlobRequest.blob:type_name -> vft.v1.Blob
+	93,  // 54: vft.v1.GetBlobRequest.blob:type_name -> vft.v1.Blob
+	97,  // 55: vft.v1.ImportFileResponse.export:type_name -> vft.v1.Export
+	77,  // 56: vft.v1.StoreUsageResponse.jobs:type_name -> vft.v1.JobUsage
+	98,  // 57: vft.v1.NodeInfoResponse.node:type_name -> vft.v1.Node
+	99,  // 58: vft.v1.NodeInfoResponse.guests:type_name -> vft.v1.GuestStatus
+	1,   // 59: vft.v1.ShowNetworkResponse.state:type_name -> vft.v1.NetworkState
+	82,  // 60: vft.v1.ShowNetworkResponse.ports:type_name -> vft.v1.NetworkPort
+	85,  // 61: vft.v1.ShowNetworkResponse.links:type_name -> vft.v1.NetworkLink
+	83,  // 62: vft.v1.ShowNetworkResponse.gateway:type_name -> vft.v1.NetworkGateway
+	90,  // 63: vft.v1.NetworkPort.dropped:type_name -> vft.v1.NetworkPort.DroppedEntry
+	84,  // 64: vft.v1.NetworkGateway.ports:type_name -> vft.v1.GatewayPort
+	100, // 65: vft.v1.GatewayPort.port:type_name -> vft.v1.PublishedPort
+	91,  // 66: vft.v1.NetworkLink.dropped:type_name -> vft.v1.NetworkLink.DroppedEntry
+	88,  // 67: vft.v1.TapNetworkResponse.frames:type_name -> vft.v1.TapFrame
+	89,  // 68: vft.v1.TapNetworkResponse.dropped:type_name -> vft.v1.TapDrops
+	4,   // 69: vft.v1.SidecarService.BootGuests:input_type -> vft.v1.BootGuestsRequest
+	6,   // 70: vft.v1.SidecarService.StartProgram:input_type -> vft.v1.StartProgramRequest
+	10,  // 71: vft.v1.SidecarService.RestoreGuests:input_type -> vft.v1.RestoreGuestsRequest
+	12,  // 72: vft.v1.SidecarService.ContinueGuests:input_type -> vft.v1.ContinueGuestsRequest
+	14,  // 73: vft.v1.SidecarService.KillGuests:input_type -> vft.v1.KillGuestsRequest
+	16,  // 74: vft.v1.SidecarService.Prepare:input_type -> vft.v1.PrepareRequest
+	18,  // 75: vft.v1.SidecarService.Hold:input_type -> vft.v1.HoldRequest
+	20,  // 76: vft.v1.SidecarService.Cut:input_type -> vft.v1.CutRequest
+	22,  // 77: vft.v1.SidecarService.Release:input_type -> vft.v1.ReleaseRequest
+	24,  // 78: vft.v1.SidecarService.WaitParts:input_type -> vft.v1.WaitPartsRequest
+	26,  // 79: vft.v1.SidecarService.AbortEpoch:input_type -> vft.v1.AbortEpochRequest
+	39,  // 80: vft.v1.SidecarService.DeleteParts:input_type -> vft.v1.DeletePartsRequest
+	29,  // 81: vft.v1.SidecarService.PrepareMove:input_type -> vft.v1.PrepareMoveRequest
+	31,  // 82: vft.v1.SidecarService.CutMove:input_type -> vft.v1.CutMoveRequest
+	33,  // 83: vft.v1.SidecarService.FinishMove:input_type -> vft.v1.FinishMoveRequest
+	35,  // 84: vft.v1.SidecarService.AbortMove:input_type -> vft.v1.AbortMoveRequest
+	37,  // 85: vft.v1.SidecarService.SendGuest:input_type -> vft.v1.SendGuestRequest
+	41,  // 86: vft.v1.SidecarService.SecurePart:input_type -> vft.v1.SecurePartRequest
+	49,  // 87: vft.v1.SidecarService.ListParts:input_type -> vft.v1.ListPartsRequest
+	43,  // 88: vft.v1.SidecarService.RemoveEpochs:input_type -> vft.v1.RemoveEpochsRequest
+	45,  // 89: vft.v1.SidecarService.VerifyPart:input_type -> vft.v1.VerifyPartRequest
+	47,  // 90: vft.v1.SidecarService.CollectStore:input_type -> vft.v1.CollectStoreRequest
+	52,  // 91: vft.v1.SidecarService.Attach:input_type -> vft.v1.AttachRequest
+	59,  // 92: vft.v1.SidecarService.SignalProgram:input_type -> vft.v1.SignalProgramRequest
+	61,  // 93: vft.v1.SidecarService.Collect:input_type -> vft.v1.CollectRequest
+	63,  // 94: vft.v1.SidecarService.PutBlob:input_type -> vft.v1.PutBlobRequest
+	65,  // 95: vft.v1.SidecarService.GetBlob:input_type -> vft.v1.GetBlobRequest
+	67,  // 96: vft.v1.SidecarService.GetManifest:input_type -> vft.v1.GetManifestRequest
+	69,  // 97: vft.v1.SidecarService.GetObjects:input_type -> vft.v1.GetObjectsRequest
+	75,  // 98: vft.v1.SidecarService.StoreUsage:input_type -> vft.v1.StoreUsageRequest
+	71,  // 99: vft.v1.SidecarService.ExportEpoch:input_type -> vft.v1.ExportEpochRequest
+	73,  // 100: vft.v1.SidecarService.ImportFile:input_type -> vft.v1.ImportFileRequest
+	78,  // 101: vft.v1.SidecarService.NodeInfo:input_type -> vft.v1.NodeInfoRequest
+	80,  // 102: vft.v1.SidecarService.ShowNetwork:input_type -> vft.v1.ShowNetworkRequest
+	86,  // 103: vft.v1.SidecarService.TapNetwork:input_type -> vft.v1.TapNetworkRequest
+	5,   // 104: vft.v1.SidecarService.BootGuests:output_type -> vft.v1.BootGuestsResponse
+	7,   // 105: vft.v1.SidecarService.StartProgram:output_type -> vft.v1.StartProgramResponse
+	11,  // 106: vft.v1.SidecarService.RestoreGuests:output_type -> vft.v1.RestoreGuestsResponse
+	13,  // 107: vft.v1.SidecarService.ContinueGuests:output_type -> vft.v1.ContinueGuestsResponse
+	15,  // 108: vft.v1.SidecarService.KillGuests:output_type -> vft.v1.KillGuestsResponse
+	17,  // 109: vft.v1.SidecarService.Prepare:output_type -> vft.v1.PrepareResponse
+	19,  // 110: vft.v1.SidecarService.Hold:output_type -> vft.v1.HoldResponse
+	21,  // 111: vft.v1.SidecarService.Cut:output_type -> vft.v1.CutResponse
+	23,  // 112: vft.v1.SidecarService.Release:output_type -> vft.v1.ReleaseResponse
+	25,  // 113: vft.v1.SidecarService.WaitParts:output_type -> vft.v1.WaitPartsResponse
+	27,  // 114: vft.v1.SidecarService.AbortEpoch:output_type -> vft.v1.AbortEpochResponse
+	40,  // 115: vft.v1.SidecarService.DeleteParts:output_type -> vft.v1.DeletePartsResponse
+	30,  // 116: vft.v1.SidecarService.PrepareMove:output_type -> vft.v1.PrepareMoveResponse
+	32,  // 117: vft.v1.SidecarService.CutMove:output_type -> vft.v1.CutMoveResponse
+	34,  // 118: vft.v1.SidecarService.FinishMove:output_type -> vft.v1.FinishMoveResponse
+	36,  // 119: vft.v1.SidecarService.AbortMove:output_type -> vft.v1.AbortMoveResponse
+	38,  // 120: vft.v1.SidecarService.SendGuest:output_type -> vft.v1.SendGuestResponse
+	42,  // 121: vft.v1.SidecarService.SecurePart:output_type -> vft.v1.SecurePartResponse
+	50,  // 122: vft.v1.SidecarService.ListParts:output_type -> vft.v1.ListPartsResponse
+	44,  // 123: vft.v1.SidecarService.RemoveEpochs:output_type -> vft.v1.RemoveEpochsResponse
+	46,  // 124: vft.v1.SidecarService.VerifyPart:output_type -> vft.v1.VerifyPartResponse
+	48,  // 125: vft.v1.SidecarService.CollectStore:output_type -> vft.v1.CollectStoreResponse
+	55,  // 126: vft.v1.SidecarService.Attach:output_type -> vft.v1.AttachResponse
+	60,  // 127: vft.v1.SidecarService.SignalProgram:output_type -> vft.v1.SignalProgramResponse
+	62,  // 128: vft.v1.SidecarService.Collect:output_type -> vft.v1.CollectResponse
+	64,  // 129: vft.v1.SidecarService.PutBlob:output_type -> vft.v1.PutBlobResponse
+	66,  // 130: vft.v1.SidecarService.GetBlob:output_type -> vft.v1.GetBlobResponse
+	68,  // 131: vft.v1.SidecarService.GetManifest:output_type -> vft.v1.GetManifestResponse
+	70,  // 132: vft.v1.SidecarService.GetObjects:output_type -> vft.v1.GetObjectsResponse
+	76,  // 133: vft.v1.SidecarService.StoreUsage:output_type -> vft.v1.StoreUsageResponse
+	72,  // 134: vft.v1.SidecarService.ExportEpoch:output_type -> vft.v1.ExportEpochResponse
+	74,  // 135: vft.v1.SidecarService.ImportFile:output_type -> vft.v1.ImportFileResponse
+	79,  // 136: vft.v1.SidecarService.NodeInfo:output_type -> vft.v1.NodeInfoResponse
+	81,  // 137: vft.v1.SidecarService.ShowNetwork:output_type -> vft.v1.ShowNetworkResponse
+	87,  // 138: vft.v1.SidecarService.TapNetwork:output_type -> vft.v1.TapNetworkResponse
+	104, // [104:139] is the sub-list for method output_type
+	69,  // [69:104] is the sub-list for method input_type
+	69,  // [69:69] is the sub-list for extension type_name
+	69,  // [69:69] is the sub-list for extension extendee
+	0,   // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_vft_v1_sidecar_proto_init() }
@@ -5729,7 +5953,7 @@ func file_vft_v1_sidecar_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_sidecar_proto_rawDesc), len(file_vft_v1_sidecar_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   86,
+			NumMessages:   90,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2601,6 +2601,67 @@ func (x *Suspension) GetNodes() []string {
 	return nil
 }
 
+// Export is what an export file says of a job and one of its epochs (docs/CKPT.md).
+type Export struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *JobSpec               `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`                // without owner
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // that the job had
+	Epoch         *Epoch                 `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`              // without what is only known of the cluster that it is from
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Export) Reset() {
+	*x = Export{}
+	mi := &file_vft_v1_types_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Export) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Export) ProtoMessage() {}
+
+func (x *Export) ProtoReflect() protoreflect.Message {
+	mi := &file_vft_v1_types_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Export.ProtoReflect.Descriptor instead.
+func (*Export) Descriptor() ([]byte, []int) {
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Export) GetSpec() *JobSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Export) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Export) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
 // EngineSupport is what a node's probe found out about one engine.
 type EngineSupport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2613,7 +2674,7 @@ type EngineSupport struct {
 
 func (x *EngineSupport) Reset() {
 	*x = EngineSupport{}
-	mi := &file_vft_v1_types_proto_msgTypes[18]
+	mi := &file_vft_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2686,7 @@ func (x *EngineSupport) String() string {
 func (*EngineSupport) ProtoMessage() {}
 
 func (x *EngineSupport) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[18]
+	mi := &file_vft_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2699,7 @@ func (x *EngineSupport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineSupport.ProtoReflect.Descriptor instead.
 func (*EngineSupport) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EngineSupport) GetEngine() Engine {
@@ -2674,7 +2735,7 @@ type RestoreSupport struct {
 
 func (x *RestoreSupport) Reset() {
 	*x = RestoreSupport{}
-	mi := &file_vft_v1_types_proto_msgTypes[19]
+	mi := &file_vft_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2747,7 @@ func (x *RestoreSupport) String() string {
 func (*RestoreSupport) ProtoMessage() {}
 
 func (x *RestoreSupport) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[19]
+	mi := &file_vft_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2760,7 @@ func (x *RestoreSupport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSupport.ProtoReflect.Descriptor instead.
 func (*RestoreSupport) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RestoreSupport) GetRestore() Restore {
@@ -2750,7 +2811,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_vft_v1_types_proto_msgTypes[20]
+	mi := &file_vft_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2762,7 +2823,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[20]
+	mi := &file_vft_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2775,7 +2836,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Node) GetId() string {
@@ -2920,7 +2981,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_vft_v1_types_proto_msgTypes[21]
+	mi := &file_vft_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +2993,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[21]
+	mi := &file_vft_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3006,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Health) GetState() HealthState {
@@ -3007,7 +3068,7 @@ type HealthReason struct {
 
 func (x *HealthReason) Reset() {
 	*x = HealthReason{}
-	mi := &file_vft_v1_types_proto_msgTypes[22]
+	mi := &file_vft_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3019,7 +3080,7 @@ func (x *HealthReason) String() string {
 func (*HealthReason) ProtoMessage() {}
 
 func (x *HealthReason) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[22]
+	mi := &file_vft_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3032,7 +3093,7 @@ func (x *HealthReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthReason.ProtoReflect.Descriptor instead.
 func (*HealthReason) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HealthReason) GetRule() string {
@@ -3110,7 +3171,7 @@ type RuleScore struct {
 
 func (x *RuleScore) Reset() {
 	*x = RuleScore{}
-	mi := &file_vft_v1_types_proto_msgTypes[23]
+	mi := &file_vft_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3183,7 @@ func (x *RuleScore) String() string {
 func (*RuleScore) ProtoMessage() {}
 
 func (x *RuleScore) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[23]
+	mi := &file_vft_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3196,7 @@ func (x *RuleScore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleScore.ProtoReflect.Descriptor instead.
 func (*RuleScore) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RuleScore) GetRule() string {
@@ -3210,7 +3271,7 @@ type AlarmEpisode struct {
 
 func (x *AlarmEpisode) Reset() {
 	*x = AlarmEpisode{}
-	mi := &file_vft_v1_types_proto_msgTypes[24]
+	mi := &file_vft_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3222,7 +3283,7 @@ func (x *AlarmEpisode) String() string {
 func (*AlarmEpisode) ProtoMessage() {}
 
 func (x *AlarmEpisode) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[24]
+	mi := &file_vft_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3235,7 +3296,7 @@ func (x *AlarmEpisode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlarmEpisode.ProtoReflect.Descriptor instead.
 func (*AlarmEpisode) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AlarmEpisode) GetNode() string {
@@ -3294,7 +3355,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_vft_v1_types_proto_msgTypes[25]
+	mi := &file_vft_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3367,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[25]
+	mi := &file_vft_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3380,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Fill) GetTook() int64 {
@@ -3374,7 +3435,7 @@ type GuestStatus struct {
 
 func (x *GuestStatus) Reset() {
 	*x = GuestStatus{}
-	mi := &file_vft_v1_types_proto_msgTypes[26]
+	mi := &file_vft_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3447,7 @@ func (x *GuestStatus) String() string {
 func (*GuestStatus) ProtoMessage() {}
 
 func (x *GuestStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vft_v1_types_proto_msgTypes[26]
+	mi := &file_vft_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3460,7 @@ func (x *GuestStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestStatus.ProtoReflect.Descriptor instead.
 func (*GuestStatus) Descriptor() ([]byte, []int) {
-	return file_vft_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_vft_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GuestStatus) GetJob() string {
@@ -3665,7 +3726,11 @@ const file_vft_v1_types_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04over\x18\x03 \x01(\bR\x04over\x12\x14\n" +
-	"\x05nodes\x18\x04 \x03(\tR\x05nodes\"_\n" +
+	"\x05nodes\x18\x04 \x03(\tR\x05nodes\"t\n" +
+	"\x06Export\x12#\n" +
+	"\x04spec\x18\x01 \x01(\v2\x0f.vft.v1.JobSpecR\x04spec\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12#\n" +
+	"\x05epoch\x18\x03 \x01(\v2\r.vft.v1.EpochR\x05epoch\"_\n" +
 	"\rEngineSupport\x12&\n" +
 	"\x06engine\x18\x01 \x01(\x0e2\x0e.vft.v1.EngineR\x06engine\x12\x14\n" +
 	"\x05works\x18\x02 \x01(\bR\x05works\x12\x10\n" +
@@ -3839,7 +3904,7 @@ func file_vft_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_vft_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_vft_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_vft_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_vft_v1_types_proto_goTypes = []any{
 	(Engine)(0),            // 0: vft.v1.Engine
 	(Restore)(0),           // 1: vft.v1.Restore
@@ -3871,18 +3936,19 @@ var file_vft_v1_types_proto_goTypes = []any{
 	(*Resumption)(nil),     // 27: vft.v1.Resumption
 	(*Job)(nil),            // 28: vft.v1.Job
 	(*Suspension)(nil),     // 29: vft.v1.Suspension
-	(*EngineSupport)(nil),  // 30: vft.v1.EngineSupport
-	(*RestoreSupport)(nil), // 31: vft.v1.RestoreSupport
-	(*Node)(nil),           // 32: vft.v1.Node
-	(*Health)(nil),         // 33: vft.v1.Health
-	(*HealthReason)(nil),   // 34: vft.v1.HealthReason
-	(*RuleScore)(nil),      // 35: vft.v1.RuleScore
-	(*AlarmEpisode)(nil),   // 36: vft.v1.AlarmEpisode
-	(*Fill)(nil),           // 37: vft.v1.Fill
-	(*GuestStatus)(nil),    // 38: vft.v1.GuestStatus
-	nil,                    // 39: vft.v1.Operation.FiguresEntry
-	nil,                    // 40: vft.v1.Event.FiguresEntry
-	nil,                    // 41: vft.v1.Event.LabelsEntry
+	(*Export)(nil),         // 30: vft.v1.Export
+	(*EngineSupport)(nil),  // 31: vft.v1.EngineSupport
+	(*RestoreSupport)(nil), // 32: vft.v1.RestoreSupport
+	(*Node)(nil),           // 33: vft.v1.Node
+	(*Health)(nil),         // 34: vft.v1.Health
+	(*HealthReason)(nil),   // 35: vft.v1.HealthReason
+	(*RuleScore)(nil),      // 36: vft.v1.RuleScore
+	(*AlarmEpisode)(nil),   // 37: vft.v1.AlarmEpisode
+	(*Fill)(nil),           // 38: vft.v1.Fill
+	(*GuestStatus)(nil),    // 39: vft.v1.GuestStatus
+	nil,                    // 40: vft.v1.Operation.FiguresEntry
+	nil,                    // 41: vft.v1.Event.FiguresEntry
+	nil,                    // 42: vft.v1.Event.LabelsEntry
 }
 var file_vft_v1_types_proto_depIdxs = []int32{
 	2,  // 0: vft.v1.JobSpec.flavour:type_name -> vft.v1.Flavour
@@ -3902,10 +3968,10 @@ var file_vft_v1_types_proto_depIdxs = []int32{
 	18, // 14: vft.v1.Epoch.levels:type_name -> vft.v1.EpochLevel
 	7,  // 15: vft.v1.Operation.kind:type_name -> vft.v1.OperationKind
 	8,  // 16: vft.v1.Operation.phase:type_name -> vft.v1.OperationPhase
-	39, // 17: vft.v1.Operation.figures:type_name -> vft.v1.Operation.FiguresEntry
+	40, // 17: vft.v1.Operation.figures:type_name -> vft.v1.Operation.FiguresEntry
 	25, // 18: vft.v1.Operation.move:type_name -> vft.v1.Move
-	40, // 19: vft.v1.Event.figures:type_name -> vft.v1.Event.FiguresEntry
-	41, // 20: vft.v1.Event.labels:type_name -> vft.v1.Event.LabelsEntry
+	41, // 19: vft.v1.Event.figures:type_name -> vft.v1.Event.FiguresEntry
+	42, // 20: vft.v1.Event.labels:type_name -> vft.v1.Event.LabelsEntry
 	14, // 21: vft.v1.Job.spec:type_name -> vft.v1.JobSpec
 	3,  // 22: vft.v1.Job.phase:type_name -> vft.v1.JobPhase
 	17, // 23: vft.v1.Job.guests:type_name -> vft.v1.Guest
@@ -3918,22 +3984,24 @@ var file_vft_v1_types_proto_depIdxs = []int32{
 	25, // 30: vft.v1.Job.moves:type_name -> vft.v1.Move
 	29, // 31: vft.v1.Job.suspension:type_name -> vft.v1.Suspension
 	15, // 32: vft.v1.Job.published:type_name -> vft.v1.PublishedPort
-	0,  // 33: vft.v1.EngineSupport.engine:type_name -> vft.v1.Engine
-	1,  // 34: vft.v1.RestoreSupport.restore:type_name -> vft.v1.Restore
-	30, // 35: vft.v1.Node.engines:type_name -> vft.v1.EngineSupport
-	9,  // 36: vft.v1.Node.state:type_name -> vft.v1.NodeState
-	33, // 37: vft.v1.Node.health:type_name -> vft.v1.Health
-	31, // 38: vft.v1.Node.restores:type_name -> vft.v1.RestoreSupport
-	10, // 39: vft.v1.Health.state:type_name -> vft.v1.HealthState
-	34, // 40: vft.v1.Health.reasons:type_name -> vft.v1.HealthReason
-	10, // 41: vft.v1.HealthReason.level:type_name -> vft.v1.HealthState
-	11, // 42: vft.v1.GuestStatus.state:type_name -> vft.v1.GuestState
-	37, // 43: vft.v1.GuestStatus.fill:type_name -> vft.v1.Fill
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	14, // 33: vft.v1.Export.spec:type_name -> vft.v1.JobSpec
+	23, // 34: vft.v1.Export.epoch:type_name -> vft.v1.Epoch
+	0,  // 35: vft.v1.EngineSupport.engine:type_name -> vft.v1.Engine
+	1,  // 36: vft.v1.RestoreSupport.restore:type_name -> vft.v1.Restore
+	31, // 37: vft.v1.Node.engines:type_name -> vft.v1.EngineSupport
+	9,  // 38: vft.v1.Node.state:type_name -> vft.v1.NodeState
+	34, // 39: vft.v1.Node.health:type_name -> vft.v1.Health
+	32, // 40: vft.v1.Node.restores:type_name -> vft.v1.RestoreSupport
+	10, // 41: vft.v1.Health.state:type_name -> vft.v1.HealthState
+	35, // 42: vft.v1.Health.reasons:type_name -> vft.v1.HealthReason
+	10, // 43: vft.v1.HealthReason.level:type_name -> vft.v1.HealthState
+	11, // 44: vft.v1.GuestStatus.state:type_name -> vft.v1.GuestState
+	38, // 45: vft.v1.GuestStatus.fill:type_name -> vft.v1.Fill
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_vft_v1_types_proto_init() }
@@ -3947,7 +4015,7 @@ func file_vft_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vft_v1_types_proto_rawDesc), len(file_vft_v1_types_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -75,6 +75,12 @@ const (
 	// CoordinatorServiceImportEpochProcedure is the fully-qualified name of the CoordinatorService's
 	// ImportEpoch RPC.
 	CoordinatorServiceImportEpochProcedure = "/vft.v1.CoordinatorService/ImportEpoch"
+	// CoordinatorServiceAdmitExportProcedure is the fully-qualified name of the CoordinatorService's
+	// AdmitExport RPC.
+	CoordinatorServiceAdmitExportProcedure = "/vft.v1.CoordinatorService/AdmitExport"
+	// CoordinatorServiceAdmitImportProcedure is the fully-qualified name of the CoordinatorService's
+	// AdmitImport RPC.
+	CoordinatorServiceAdmitImportProcedure = "/vft.v1.CoordinatorService/AdmitImport"
 	// CoordinatorServiceResumeJobProcedure is the fully-qualified name of the CoordinatorService's
 	// ResumeJob RPC.
 	CoordinatorServiceResumeJobProcedure = "/vft.v1.CoordinatorService/ResumeJob"
@@ -140,6 +146,10 @@ type CoordinatorServiceClient interface {
 	CollectGarbage(context.Context, *connect.Request[v1.CollectGarbageRequest]) (*connect.Response[v1.CollectGarbageResponse], error)
 	// ImportEpoch makes an epoch known whose parts were imported at a node.
 	ImportEpoch(context.Context, *connect.Request[v1.ImportEpochRequest]) (*connect.Response[v1.ImportEpochResponse], error)
+	// AdmitExport tells a node whether somebody may have an epoch, and where its parts are.
+	AdmitExport(context.Context, *connect.Request[v1.AdmitExportRequest]) (*connect.Response[v1.AdmitExportResponse], error)
+	// AdmitImport tells a node whether somebody may bring an epoch in, before its parts are stored.
+	AdmitImport(context.Context, *connect.Request[v1.AdmitImportRequest]) (*connect.Response[v1.AdmitImportResponse], error)
 	// ResumeJob has a job that has ended go on from one of its epochs.
 	ResumeJob(context.Context, *connect.Request[v1.ResumeJobRequest]) (*connect.Response[v1.ResumeJobResponse], error)
 	// SuspendJob returns when the job has given its nodes back, with an epoch to go on from.
@@ -261,6 +271,18 @@ func NewCoordinatorServiceClient(httpClient connect.HTTPClient, baseURL string, 
 			connect.WithSchema(coordinatorServiceMethods.ByName("ImportEpoch")),
 			connect.WithClientOptions(opts...),
 		),
+		admitExport: connect.NewClient[v1.AdmitExportRequest, v1.AdmitExportResponse](
+			httpClient,
+			baseURL+CoordinatorServiceAdmitExportProcedure,
+			connect.WithSchema(coordinatorServiceMethods.ByName("AdmitExport")),
+			connect.WithClientOptions(opts...),
+		),
+		admitImport: connect.NewClient[v1.AdmitImportRequest, v1.AdmitImportResponse](
+			httpClient,
+			baseURL+CoordinatorServiceAdmitImportProcedure,
+			connect.WithSchema(coordinatorServiceMethods.ByName("AdmitImport")),
+			connect.WithClientOptions(opts...),
+		),
 		resumeJob: connect.NewClient[v1.ResumeJobRequest, v1.ResumeJobResponse](
 			httpClient,
 			baseURL+CoordinatorServiceResumeJobProcedure,
@@ -358,6 +380,8 @@ type coordinatorServiceClient struct {
 	verifyEpoch    *connect.Client[v1.VerifyEpochRequest, v1.VerifyEpochResponse]
 	collectGarbage *connect.Client[v1.CollectGarbageRequest, v1.CollectGarbageResponse]
 	importEpoch    *connect.Client[v1.ImportEpochRequest, v1.ImportEpochResponse]
+	admitExport    *connect.Client[v1.AdmitExportRequest, v1.AdmitExportResponse]
+	admitImport    *connect.Client[v1.AdmitImportRequest, v1.AdmitImportResponse]
 	resumeJob      *connect.Client[v1.ResumeJobRequest, v1.ResumeJobResponse]
 	suspendJob     *connect.Client[v1.SuspendJobRequest, v1.SuspendJobResponse]
 	continueJob    *connect.Client[v1.ContinueJobRequest, v1.ContinueJobResponse]
@@ -441,6 +465,16 @@ func (c *coordinatorServiceClient) CollectGarbage(ctx context.Context, req *conn
 // ImportEpoch calls vft.v1.CoordinatorService.ImportEpoch.
 func (c *coordinatorServiceClient) ImportEpoch(ctx context.Context, req *connect.Request[v1.ImportEpochRequest]) (*connect.Response[v1.ImportEpochResponse], error) {
 	return c.importEpoch.CallUnary(ctx, req)
+}
+
+// AdmitExport calls vft.v1.CoordinatorService.AdmitExport.
+func (c *coordinatorServiceClient) AdmitExport(ctx context.Context, req *connect.Request[v1.AdmitExportRequest]) (*connect.Response[v1.AdmitExportResponse], error) {
+	return c.admitExport.CallUnary(ctx, req)
+}
+
+// AdmitImport calls vft.v1.CoordinatorService.AdmitImport.
+func (c *coordinatorServiceClient) AdmitImport(ctx context.Context, req *connect.Request[v1.AdmitImportRequest]) (*connect.Response[v1.AdmitImportResponse], error) {
+	return c.admitImport.CallUnary(ctx, req)
 }
 
 // ResumeJob calls vft.v1.CoordinatorService.ResumeJob.
@@ -532,6 +566,10 @@ type CoordinatorServiceHandler interface {
 	CollectGarbage(context.Context, *connect.Request[v1.CollectGarbageRequest]) (*connect.Response[v1.CollectGarbageResponse], error)
 	// ImportEpoch makes an epoch known whose parts were imported at a node.
 	ImportEpoch(context.Context, *connect.Request[v1.ImportEpochRequest]) (*connect.Response[v1.ImportEpochResponse], error)
+	// AdmitExport tells a node whether somebody may have an epoch, and where its parts are.
+	AdmitExport(context.Context, *connect.Request[v1.AdmitExportRequest]) (*connect.Response[v1.AdmitExportResponse], error)
+	// AdmitImport tells a node whether somebody may bring an epoch in, before its parts are stored.
+	AdmitImport(context.Context, *connect.Request[v1.AdmitImportRequest]) (*connect.Response[v1.AdmitImportResponse], error)
 	// ResumeJob has a job that has ended go on from one of its epochs.
 	ResumeJob(context.Context, *connect.Request[v1.ResumeJobRequest]) (*connect.Response[v1.ResumeJobResponse], error)
 	// SuspendJob returns when the job has given its nodes back, with an epoch to go on from.
@@ -649,6 +687,18 @@ func NewCoordinatorServiceHandler(svc CoordinatorServiceHandler, opts ...connect
 		connect.WithSchema(coordinatorServiceMethods.ByName("ImportEpoch")),
 		connect.WithHandlerOptions(opts...),
 	)
+	coordinatorServiceAdmitExportHandler := connect.NewUnaryHandler(
+		CoordinatorServiceAdmitExportProcedure,
+		svc.AdmitExport,
+		connect.WithSchema(coordinatorServiceMethods.ByName("AdmitExport")),
+		connect.WithHandlerOptions(opts...),
+	)
+	coordinatorServiceAdmitImportHandler := connect.NewUnaryHandler(
+		CoordinatorServiceAdmitImportProcedure,
+		svc.AdmitImport,
+		connect.WithSchema(coordinatorServiceMethods.ByName("AdmitImport")),
+		connect.WithHandlerOptions(opts...),
+	)
 	coordinatorServiceResumeJobHandler := connect.NewUnaryHandler(
 		CoordinatorServiceResumeJobProcedure,
 		svc.ResumeJob,
@@ -757,6 +807,10 @@ func NewCoordinatorServiceHandler(svc CoordinatorServiceHandler, opts ...connect
 			coordinatorServiceCollectGarbageHandler.ServeHTTP(w, r)
 		case CoordinatorServiceImportEpochProcedure:
 			coordinatorServiceImportEpochHandler.ServeHTTP(w, r)
+		case CoordinatorServiceAdmitExportProcedure:
+			coordinatorServiceAdmitExportHandler.ServeHTTP(w, r)
+		case CoordinatorServiceAdmitImportProcedure:
+			coordinatorServiceAdmitImportHandler.ServeHTTP(w, r)
 		case CoordinatorServiceResumeJobProcedure:
 			coordinatorServiceResumeJobHandler.ServeHTTP(w, r)
 		case CoordinatorServiceSuspendJobProcedure:
@@ -846,6 +900,14 @@ func (UnimplementedCoordinatorServiceHandler) CollectGarbage(context.Context, *c
 
 func (UnimplementedCoordinatorServiceHandler) ImportEpoch(context.Context, *connect.Request[v1.ImportEpochRequest]) (*connect.Response[v1.ImportEpochResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.CoordinatorService.ImportEpoch is not implemented"))
+}
+
+func (UnimplementedCoordinatorServiceHandler) AdmitExport(context.Context, *connect.Request[v1.AdmitExportRequest]) (*connect.Response[v1.AdmitExportResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.CoordinatorService.AdmitExport is not implemented"))
+}
+
+func (UnimplementedCoordinatorServiceHandler) AdmitImport(context.Context, *connect.Request[v1.AdmitImportRequest]) (*connect.Response[v1.AdmitImportResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.CoordinatorService.AdmitImport is not implemented"))
 }
 
 func (UnimplementedCoordinatorServiceHandler) ResumeJob(context.Context, *connect.Request[v1.ResumeJobRequest]) (*connect.Response[v1.ResumeJobResponse], error) {

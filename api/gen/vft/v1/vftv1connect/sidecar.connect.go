@@ -114,6 +114,12 @@ const (
 	// SidecarServiceStoreUsageProcedure is the fully-qualified name of the SidecarService's StoreUsage
 	// RPC.
 	SidecarServiceStoreUsageProcedure = "/vft.v1.SidecarService/StoreUsage"
+	// SidecarServiceExportEpochProcedure is the fully-qualified name of the SidecarService's
+	// ExportEpoch RPC.
+	SidecarServiceExportEpochProcedure = "/vft.v1.SidecarService/ExportEpoch"
+	// SidecarServiceImportFileProcedure is the fully-qualified name of the SidecarService's ImportFile
+	// RPC.
+	SidecarServiceImportFileProcedure = "/vft.v1.SidecarService/ImportFile"
 	// SidecarServiceNodeInfoProcedure is the fully-qualified name of the SidecarService's NodeInfo RPC.
 	SidecarServiceNodeInfoProcedure = "/vft.v1.SidecarService/NodeInfo"
 	// SidecarServiceShowNetworkProcedure is the fully-qualified name of the SidecarService's
@@ -183,6 +189,10 @@ type SidecarServiceClient interface {
 	GetObjects(context.Context, *connect.Request[v1.GetObjectsRequest]) (*connect.ServerStreamForClient[v1.GetObjectsResponse], error)
 	// StoreUsage tells what the node's store takes.
 	StoreUsage(context.Context, *connect.Request[v1.StoreUsageRequest]) (*connect.Response[v1.StoreUsageResponse], error)
+	// ExportEpoch sends an export file (docs/CKPT.md) of an epoch of which the node has parts.
+	ExportEpoch(context.Context, *connect.Request[v1.ExportEpochRequest]) (*connect.ServerStreamForClient[v1.ExportEpochResponse], error)
+	// ImportFile takes an export file: all of its parts are stored and verified when it returns, or none.
+	ImportFile(context.Context) *connect.ClientStreamForClient[v1.ImportFileRequest, v1.ImportFileResponse]
 	NodeInfo(context.Context, *connect.Request[v1.NodeInfoRequest]) (*connect.Response[v1.NodeInfoResponse], error)
 	// The guests' network (docs/NETWORK.md).
 	// ShowNetwork returns the ports and links of a job's network on this node.
@@ -382,6 +392,18 @@ func NewSidecarServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sidecarServiceMethods.ByName("StoreUsage")),
 			connect.WithClientOptions(opts...),
 		),
+		exportEpoch: connect.NewClient[v1.ExportEpochRequest, v1.ExportEpochResponse](
+			httpClient,
+			baseURL+SidecarServiceExportEpochProcedure,
+			connect.WithSchema(sidecarServiceMethods.ByName("ExportEpoch")),
+			connect.WithClientOptions(opts...),
+		),
+		importFile: connect.NewClient[v1.ImportFileRequest, v1.ImportFileResponse](
+			httpClient,
+			baseURL+SidecarServiceImportFileProcedure,
+			connect.WithSchema(sidecarServiceMethods.ByName("ImportFile")),
+			connect.WithClientOptions(opts...),
+		),
 		nodeInfo: connect.NewClient[v1.NodeInfoRequest, v1.NodeInfoResponse](
 			httpClient,
 			baseURL+SidecarServiceNodeInfoProcedure,
@@ -435,6 +457,8 @@ type sidecarServiceClient struct {
 	getManifest    *connect.Client[v1.GetManifestRequest, v1.GetManifestResponse]
 	getObjects     *connect.Client[v1.GetObjectsRequest, v1.GetObjectsResponse]
 	storeUsage     *connect.Client[v1.StoreUsageRequest, v1.StoreUsageResponse]
+	exportEpoch    *connect.Client[v1.ExportEpochRequest, v1.ExportEpochResponse]
+	importFile     *connect.Client[v1.ImportFileRequest, v1.ImportFileResponse]
 	nodeInfo       *connect.Client[v1.NodeInfoRequest, v1.NodeInfoResponse]
 	showNetwork    *connect.Client[v1.ShowNetworkRequest, v1.ShowNetworkResponse]
 	tapNetwork     *connect.Client[v1.TapNetworkRequest, v1.TapNetworkResponse]
@@ -590,6 +614,16 @@ func (c *sidecarServiceClient) StoreUsage(ctx context.Context, req *connect.Requ
 	return c.storeUsage.CallUnary(ctx, req)
 }
 
+// ExportEpoch calls vft.v1.SidecarService.ExportEpoch.
+func (c *sidecarServiceClient) ExportEpoch(ctx context.Context, req *connect.Request[v1.ExportEpochRequest]) (*connect.ServerStreamForClient[v1.ExportEpochResponse], error) {
+	return c.exportEpoch.CallServerStream(ctx, req)
+}
+
+// ImportFile calls vft.v1.SidecarService.ImportFile.
+func (c *sidecarServiceClient) ImportFile(ctx context.Context) *connect.ClientStreamForClient[v1.ImportFileRequest, v1.ImportFileResponse] {
+	return c.importFile.CallClientStream(ctx)
+}
+
 // NodeInfo calls vft.v1.SidecarService.NodeInfo.
 func (c *sidecarServiceClient) NodeInfo(ctx context.Context, req *connect.Request[v1.NodeInfoRequest]) (*connect.Response[v1.NodeInfoResponse], error) {
 	return c.nodeInfo.CallUnary(ctx, req)
@@ -664,6 +698,10 @@ type SidecarServiceHandler interface {
 	GetObjects(context.Context, *connect.Request[v1.GetObjectsRequest], *connect.ServerStream[v1.GetObjectsResponse]) error
 	// StoreUsage tells what the node's store takes.
 	StoreUsage(context.Context, *connect.Request[v1.StoreUsageRequest]) (*connect.Response[v1.StoreUsageResponse], error)
+	// ExportEpoch sends an export file (docs/CKPT.md) of an epoch of which the node has parts.
+	ExportEpoch(context.Context, *connect.Request[v1.ExportEpochRequest], *connect.ServerStream[v1.ExportEpochResponse]) error
+	// ImportFile takes an export file: all of its parts are stored and verified when it returns, or none.
+	ImportFile(context.Context, *connect.ClientStream[v1.ImportFileRequest]) (*connect.Response[v1.ImportFileResponse], error)
 	NodeInfo(context.Context, *connect.Request[v1.NodeInfoRequest]) (*connect.Response[v1.NodeInfoResponse], error)
 	// The guests' network (docs/NETWORK.md).
 	// ShowNetwork returns the ports and links of a job's network on this node.
@@ -859,6 +897,18 @@ func NewSidecarServiceHandler(svc SidecarServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sidecarServiceMethods.ByName("StoreUsage")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sidecarServiceExportEpochHandler := connect.NewServerStreamHandler(
+		SidecarServiceExportEpochProcedure,
+		svc.ExportEpoch,
+		connect.WithSchema(sidecarServiceMethods.ByName("ExportEpoch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sidecarServiceImportFileHandler := connect.NewClientStreamHandler(
+		SidecarServiceImportFileProcedure,
+		svc.ImportFile,
+		connect.WithSchema(sidecarServiceMethods.ByName("ImportFile")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sidecarServiceNodeInfoHandler := connect.NewUnaryHandler(
 		SidecarServiceNodeInfoProcedure,
 		svc.NodeInfo,
@@ -939,6 +989,10 @@ func NewSidecarServiceHandler(svc SidecarServiceHandler, opts ...connect.Handler
 			sidecarServiceGetObjectsHandler.ServeHTTP(w, r)
 		case SidecarServiceStoreUsageProcedure:
 			sidecarServiceStoreUsageHandler.ServeHTTP(w, r)
+		case SidecarServiceExportEpochProcedure:
+			sidecarServiceExportEpochHandler.ServeHTTP(w, r)
+		case SidecarServiceImportFileProcedure:
+			sidecarServiceImportFileHandler.ServeHTTP(w, r)
 		case SidecarServiceNodeInfoProcedure:
 			sidecarServiceNodeInfoHandler.ServeHTTP(w, r)
 		case SidecarServiceShowNetworkProcedure:
@@ -1072,6 +1126,14 @@ func (UnimplementedSidecarServiceHandler) GetObjects(context.Context, *connect.R
 
 func (UnimplementedSidecarServiceHandler) StoreUsage(context.Context, *connect.Request[v1.StoreUsageRequest]) (*connect.Response[v1.StoreUsageResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.SidecarService.StoreUsage is not implemented"))
+}
+
+func (UnimplementedSidecarServiceHandler) ExportEpoch(context.Context, *connect.Request[v1.ExportEpochRequest], *connect.ServerStream[v1.ExportEpochResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.SidecarService.ExportEpoch is not implemented"))
+}
+
+func (UnimplementedSidecarServiceHandler) ImportFile(context.Context, *connect.ClientStream[v1.ImportFileRequest]) (*connect.Response[v1.ImportFileResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vft.v1.SidecarService.ImportFile is not implemented"))
 }
 
 func (UnimplementedSidecarServiceHandler) NodeInfo(context.Context, *connect.Request[v1.NodeInfoRequest]) (*connect.Response[v1.NodeInfoResponse], error) {
