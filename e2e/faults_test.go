@@ -21,12 +21,12 @@ func heat(mpi, n, iterations, report string) []string {
 
 func faultJob(t *testing.T, c *cluster, mpi string, extra ...string) *mpirun {
 	t.Helper()
-	return start(t, options{cluster: c, args: append(append(extra, "--vft-interval", "4s"), heat(mpi, "200", "2400", "200")...)})
+	return start(t, options{cluster: c, args: append(append(extra, "--vft-interval", "4s"), heat(mpi, "200", "1800", "200")...)})
 }
 
 func faultJobVerified(m *mpirun) {
 	m.t.Helper()
-	m.verified(2400, 200)
+	m.verified(1800, 200)
 }
 
 // TestNodeLost: a node with a guest dies after a checkpoint; the job goes on
