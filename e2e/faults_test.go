@@ -171,9 +171,9 @@ func TestSidecarKilled(t *testing.T) {
 func TestEngines(t *testing.T) {
 	for _, engine := range []string{"background", "pre-copy", "stop-copy"} {
 		t.Run(engine, func(t *testing.T) {
-			m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0", "--vft-engine", engine}, heat("openmpi", "200", "2250", "250")...)})
+			m := start(t, options{cluster: shared, args: append([]string{"--vft-interval", "0", "--vft-engine", engine}, heat("openmpi", "200", "1750", "250")...)})
 			e := m.await("started")
-			for cycle := range 3 {
+			for cycle := range 2 {
 				m.awaitOutput(fmt.Sprintf("iteration %d ", 250+cycle*500))
 				shared.vft(t, "ckpt", "take", e.Job)
 				epochs := shared.job(t, e.Job).Epochs
@@ -190,7 +190,7 @@ func TestEngines(t *testing.T) {
 				shared.vft(t, "job", "restart", e.Job)
 				t.Log(m.await("restarted").Text)
 			}
-			m.verified(2250, 250)
+			m.verified(1750, 250)
 		})
 	}
 }
