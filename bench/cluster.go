@@ -57,9 +57,18 @@ func (c *cluster) stop(ctx context.Context) error {
 	return err
 }
 
+// command is a command that is asked to end when ctx ends, so that it clears up
+// what it has begun, and killed only if that takes long.
+func command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	return cmd
+}
+
 // run runs a vft command and returns its output.
 func (c *cluster) run(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, "vft"), args...)
+	cmd := command(ctx, filepath.Join(c.bin, "vft"), args...)
 	cmd.Env = append(os.Environ(), c.env...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -157,11 +166,9 @@ func (c *cluster) start(ctx context.Context, args ...string) (*job, error) {
 	}
 	defer w.Close() //nolint:errcheck // the child has its own
 	j := &job{events: make(chan event, 4096), ended: make(chan struct{})}
-	j.cmd = exec.CommandContext(ctx, filepath.Join(c.bin, "mpirun-vft"), append([]string{"--vft-cluster", c.dir, "--vft-events", "fd:3"}, args...)...)
+	j.cmd = command(ctx, filepath.Join(c.bin, "mpirun-vft"), append([]string{"--vft-cluster", c.dir, "--vft-events", "fd:3"}, args...)...)
 	j.cmd.Dir, j.cmd.ExtraFiles = work, []*os.File{w}
 	j.cmd.Stdout, j.cmd.Stderr = &j.stdout, &j.stderr
-	j.cmd.Cancel = func() error { return j.cmd.Process.Signal(os.Interrupt) }
-	j.cmd.WaitDelay = 20 * time.Second
 	if err := j.cmd.Start(); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("starting mpirun-vft: %w", err)

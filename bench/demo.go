@@ -108,13 +108,11 @@ func (r *demoRun) run(ctx context.Context) error {
 	args := slices.Concat([]string{"--vft-cluster", r.lab, "--vft-events", "fd:3"}, r.App.Options, r.App.Argv)
 	r.say("$ mpirun-vft %s", strings.Join(args, " "))
 	r.begun = time.Now()
-	cmd := exec.CommandContext(ctx, filepath.Join(r.Bin, "mpirun-vft"), args...)
+	cmd := command(ctx, filepath.Join(r.Bin, "mpirun-vft"), args...)
 	cmd.Dir = r.work
 	cmd.ExtraFiles = []*os.File{writer}
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 20 * time.Second
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting mpirun-vft: %w", err)
 	}
@@ -243,7 +241,7 @@ func (d Demo) say(format string, args ...any) {
 }
 
 func (d Demo) vft(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(d.Bin, "vft"), args...)
+	cmd := command(ctx, filepath.Join(d.Bin, "vft"), args...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("vft %s: %w\n%s", strings.Join(args, " "), err, tail(string(out), 4000))

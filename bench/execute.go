@@ -52,15 +52,13 @@ func (e executor) native(ctx context.Context, w workload, dir string, rec *campa
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(e.x.Timeout))
 	defer cancel()
 	argv := w.nativeCommand(rec.Variant)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := command(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
 	// Open MPI refuses to run as root unless told twice; in guests nobody minds.
 	cmd.Env = append(os.Environ(), "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
 	var stdout transcript
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 20 * time.Second
 	rec.Begun = time.Now()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", argv[0], err)
